@@ -1,0 +1,58 @@
+# make help lists the targets. Everything runs inside .venv, which is made on first use.
+PYTHON  ?= python3
+PROFILE ?= quick
+ONLY    ?=
+OUT     ?= build/$(PROFILE)
+JOBS    ?= 1
+DATA_DIR ?=
+BIN     := .venv/bin
+
+.PHONY: help run test lab student bench lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run      execute the notebooks, write an HTML report: PROFILE=quick ONLY=01,02 OUT=DIR JOBS=1 DATA_DIR=DIR'
+	@echo 'make lab      open JupyterLab in notebooks/'
+	@echo 'make test     all tests, then every notebook in profile quick'
+	@echo 'make student  copies of the notebooks without solutions, in build/student'
+	@echo 'make bench    the benchmarks; tables and JSON in build/bench'
+	@echo 'make lint     ruff on library, tests and notebooks'
+	@echo 'make clean    remove build/ and caches; .venv stays'
+
+.venv/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo '$(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: .venv/stamp
+	@$(BIN)/python -m medsynth_lib.course run --profile '$(PROFILE)' --only '$(ONLY)' --out '$(OUT)' --jobs $(JOBS) \
+	  $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+
+# Two workers with one thread each; the notebooks then run one after another with both cores.
+test: .venv/stamp
+	OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests
+	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
+	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
+	@echo 'tests passed; results of the notebooks: build/nbval'
+
+lab: .venv/stamp
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+student: .venv/stamp
+	@$(BIN)/python -m medsynth_lib.course student --out build/student
+
+bench: .venv/stamp
+	@mkdir -p build/bench
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --out build/bench || exit 1; done
+	@echo 'benchmarks: build/bench'
+
+lint: .venv/stamp
+	$(BIN)/ruff check .
+	@echo 'lint: nothing to mend'
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo 'removed: build and caches'

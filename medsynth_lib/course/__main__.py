@@ -1,0 +1,46 @@
+"""Command line of the course: python -m medsynth_lib.course run | student | report."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from . import report, run, student
+
+
+def main() -> int:
+    """Parse the command line and run the sub-command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m medsynth_lib.course", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    add = commands.add_parser("run", help="execute notebooks and write an HTML report")
+    add.add_argument("--profile", default=os.environ.get("MEDSYNTH_PROFILE") or "quick", help="default: quick")
+    add.add_argument("--only", default="", metavar="01,02", help="numbers of the notebooks; default: all")
+    add.add_argument("--out", metavar="DIR", help="executed notebooks, results and report; default: build/PROFILE")
+    add.add_argument("--jobs", type=_positive, default=1, help="notebooks at a time; they share the cores")
+    add.add_argument("--data-dir", metavar="DIR", help="real data; default: simulated subjects")
+    add.add_argument("--notebooks", metavar="DIR", help="folder of NN_*.ipynb and profiles/; default: the course's")
+    add.add_argument("--cell-timeout", type=_positive, default=3600, metavar="SECONDS", help="default: 3600")
+    add.set_defaults(main=run.main)
+
+    add = commands.add_parser("student", help="copy the notebooks without solutions and outputs")
+    add.add_argument("--out", default=str(Path("build", "student")), metavar="DIR", help="default: build/student")
+    add.add_argument("--notebooks", metavar="DIR", help="folder of NN_*.ipynb; default: the course's")
+    add.set_defaults(main=student.main)
+
+    add = commands.add_parser("report", help="write the HTML report of an earlier run again")
+    add.add_argument("out", metavar="DIR", help="the run's folder, which holds summary.json")
+    add.set_defaults(main=report.main)
+
+    arguments = parser.parse_args()
+    return arguments.main(arguments)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

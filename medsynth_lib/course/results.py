@@ -1,0 +1,90 @@
+"""Named numbers of one notebook run: read by its last table, the report and the regression test."""
+
+import json
+import math
+from pathlib import Path
+
+from ..files import atomic
+
+
+class Results:
+    """Results of one run, written to results.json after every record; a new object starts an empty file."""
+
+    def __init__(self, path, notebook="", profile="", seed=0):
+        self.path = Path(path)
+        self._data = {"notebook": notebook, "profile": profile, "seed": seed, "caption": "", "results": []}
+        (self.path.parent / "main.png").unlink(missing_ok=True)  # an older run's figure would pass for this one's
+        self._write()
+
+    def record(self, name: str, value, unit="", paper=None, note=""):
+        """Store one named result; recording a name again replaces it.
+
+        name: such as "target/psnr/svae".  value: a finite number, a bool, or the text "not run".
+        unit: such as "dB".  paper: the paper's own number, or None.  note: one line.
+        Raises ValueError where a number is not finite or a value is of another kind.
+        """
+        row = {"name": name, "value": _plain(name, value), "unit": unit, "paper": _plain(name, paper), "note": note}
+        if row["value"] is None or (isinstance(row["value"], str) and row["value"] != "not run"):
+            raise ValueError(f'Result {name!r} is {value!r}; record a number, a bool or the text "not run".')
+        rows = self._data["results"]
+        place = next((i for i, old in enumerate(rows) if old["name"] == name), len(rows))
+        rows[place : place + 1] = [row]
+        self._write()
+
+    def figure(self, fig, caption: str):
+        """Save a matplotlib figure as main.png, the picture of this notebook in the report."""
+        with atomic(self.path.parent / "main.png") as temporary:
+            fig.savefig(temporary, dpi=90, bbox_inches="tight")
+        self._data["caption"] = caption
+        self._write()
+
+    def table(self):
+        """The results as a pandas DataFrame to end a notebook with: measured here beside the paper's number."""
+        import pandas as pd
+
+        rows = {
+            row["name"]: [show(row["value"]), row["unit"], show(row["paper"]), row["note"]]
+            for row in self._data["results"]
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["measured here", "unit", "paper", "note"])
+
+    def _write(self):
+        with atomic(self.path) as temporary:
+            temporary.write_text(json.dumps(self._data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def show(value) -> str:
+    """A result as short text: four significant digits, and a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def compare(results_json, reference_json) -> list[str]:
+    """Hold a results.json against reference values; return one sentence for each violation.
+
+    reference_json: {name: {"value": ..., "tolerance": absolute, in the value's unit, "reason": ...}}.
+    """
+    results = {row["name"]: row["value"] for row in json.loads(Path(results_json).read_text("utf-8"))["results"]}
+    violations = []
+    for name, reference in json.loads(Path(reference_json).read_text("utf-8")).items():
+        value, expected, tolerance = results.get(name), reference["value"], reference.get("tolerance", 0)
+        if name not in results:
+            violations.append(f"{name} is missing; expected {expected}.")
+        elif isinstance(expected, bool | str) or isinstance(value, str):
+            if value != expected:
+                violations.append(f"{name} is {value!r}; expected {expected!r} ({reference.get('reason', '')}).")
+        elif abs(value - expected) > tolerance:
+            reason = reference.get("reason", "")
+            violations.append(f"{name} is {show(value)}; expected {show(expected)} ± {show(tolerance)} ({reason}).")
+    return violations
+
+
+def _plain(name, value):
+    """A NumPy or torch scalar as a Python number; not finite is an error."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"Result {name!r} is {value}; find what made it so, do not record it.")
+    if not isinstance(value, bool | int | float | str | None):
+        raise ValueError(f"Result {name!r} is a {type(value).__name__}; record a number.")
+    return value

@@ -1,0 +1,205 @@
+"""The batch runner: every notebook in its own papermill process, then one report."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import nbformat
+import psutil
+
+from ..files import atomic
+from .profiles import notebooks_folder
+from .report import write_report
+
+PACKAGES = ("medsynth", "torch", "monai", "numpy", "lightning-fabric", "papermill")
+
+
+def main(arguments) -> int:
+    """Command `run`: 0 where every notebook ran, 1 where one failed, 2 for a wrong request, 130 after Ctrl-C."""
+    folder = Path(arguments.notebooks or notebooks_folder()).resolve()
+    out = Path(arguments.out or Path("build") / arguments.profile).resolve()
+    try:
+        paths = select(folder, arguments.only, arguments.profile)
+        if arguments.data_dir and not Path(arguments.data_dir).is_dir():
+            raise ValueError(f"--data-dir {arguments.data_dir} is not a folder.")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits an ignored SIGINT
+        signal.signal(number, signal.default_int_handler)
+    data_dir = str(Path(arguments.data_dir).resolve()) if arguments.data_dir else ""
+    parameters = {"PROFILE": arguments.profile, "OUT_DIR": str(out), "DATA_DIR": data_dir}
+    rows = run_all(paths, out, parameters, arguments.jobs, arguments.cell_timeout)
+    print(f"report: {os.path.relpath(write_report(out, folder))}")
+    states = {row["status"] for row in rows}
+    return 130 if "interrupted" in states else int(states != {"ok"})
+
+
+def select(folder: Path, only: str, profile: str) -> list[Path]:
+    """The notebooks NN_*.ipynb in `folder`, or those whose numbers `only` lists; ValueError names what there is."""
+    paths = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    profiles = sorted(path.stem for path in (folder / "profiles").glob("*.yaml"))
+    if not paths:
+        raise ValueError(f"{folder} holds no notebooks named NN_*.ipynb; give --notebooks.")
+    if profile not in profiles:
+        raise ValueError(f"Unknown profile {profile!r}; there are {', '.join(profiles) or 'none'}.")
+    wanted = [number.strip().zfill(2) for number in only.split(",")] if only else list(paths)
+    for number in wanted:
+        if number not in paths:
+            raise ValueError(f"--only {number}: no such notebook; there are {', '.join(paths)}.")
+    return [paths[number] for number in sorted(set(wanted))]
+
+
+def run_all(paths, out: Path, parameters: dict, jobs: int, cell_timeout: int) -> list[dict]:
+    """Run notebooks `jobs` at a time, writing summary.json after each; Ctrl-C stops them and keeps the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "profile": parameters["PROFILE"],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+        "notebooks": [],
+    }
+    stop, rows = threading.Event(), summary["notebooks"]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run_one, path, out, parameters, jobs, cell_timeout, stop) for path in paths]
+        try:
+            for future in as_completed(futures):
+                rows.append(future.result())
+                _write_summary(out, summary)
+        except KeyboardInterrupt:
+            stop.set()
+            print("\nstopping ...", flush=True)
+        rows[:] = [future.result() for future in futures]
+    _write_summary(out, summary)
+    return rows
+
+
+def run_one(path: Path, out: Path, parameters: dict, jobs: int, cell_timeout: int, stop) -> dict:
+    """Run one notebook in a papermill process of its own and return its row of the summary."""
+    number, title = path.name[:2], path.stem.replace("_", " ")
+    row = {"name": path.stem, "status": "interrupted", "seconds": 0.0, "peak_mib": 0, "executed": None, "error": None}
+    if stop.is_set():
+        return row
+    if jobs == 1:
+        print(f"{title} ... ", end="", flush=True)
+    executed, log = out / path.name, out / f"{number}.stderr.txt"
+    for stale in (executed, executed.with_suffix(".html"), out / number / "results.json", out / number / "main.png"):
+        stale.unlink(missing_ok=True)
+    row["error"] = _unknown_parameters(path, parameters)
+    if row["error"]:
+        row["status"] = "failed"
+    else:
+        started = time.monotonic()
+        status, row["peak_mib"] = _papermill(path, executed, log, parameters, jobs, cell_timeout, stop)
+        row["seconds"] = round(time.monotonic() - started, 1)
+        row["status"] = "interrupted" if status is None else "failed" if status else "ok"
+        row["executed"], row["error"] = _outcome(executed, log, row["status"])
+    print("" if jobs == 1 else f"{title} ... ", end="")
+    print(f"{row['status']} {row['seconds']:.1f} s {row['peak_mib']} MiB", flush=True)
+    if row["status"] == "failed":
+        print("    " + row["error"].replace("\n", "\n    "), flush=True)
+    return row
+
+
+def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
+    """Exit status of papermill (None: stopped) and the peak of its process tree's resident memory in MiB."""
+    cores = os.environ.get("MEDSYNTH_THREADS") or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, where a scheduler gave us fewer
+        cores = min(int(cores), len(os.sched_getaffinity(0)))
+    threads = str(max(1, int(cores) // jobs))
+    environment = os.environ | {
+        "MEDSYNTH_HEADLESS": "1",
+        "MEDSYNTH_NOTEBOOKS": str(path.parent),
+        "MEDSYNTH_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a caller's Agg would lose every figure
+    }
+    command = [sys.executable, "-m", "papermill", str(path), str(executed), "--kernel", "python3", "--log-output"]
+    command += ["--cwd", str(path.parent), "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
+    for name, value in parameters.items():
+        command += ["--parameters_raw", name, value]
+    peak = 0
+    with open(log, "wb") as stream:  # a session of its own, so that Ctrl-C reaches the runner alone
+        process = psutil.Popen(
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while process.poll() is None and not stop.wait(0.2):
+            peak = max(peak, _resident(process))
+        if process.poll() is None:
+            _end(process)
+            return None, peak // 2**20
+    return process.returncode, peak // 2**20
+
+
+def _resident(process) -> int:
+    """Bytes resident in a process and its children; pages they share count for each."""
+    total = 0
+    try:
+        for each in [process, *process.children(recursive=True)]:
+            total += each.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total
+
+
+def _end(process):
+    """Terminate a process and its children; kill what is left after 5 s."""
+    tree = [process, *process.children(recursive=True)]
+    for each in tree:
+        try:
+            each.terminate()
+        except psutil.NoSuchProcess:
+            pass
+    for each in psutil.wait_procs(tree, timeout=5)[1]:
+        each.kill()
+
+
+def _unknown_parameters(path, parameters) -> str | None:
+    """A sentence where the notebook's parameters cell lacks a name (papermill itself would only warn)."""
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+        tagged = [ast.parse(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    except (ValueError, SyntaxError) as error:
+        return f"{path.name} cannot be read ({error}); restore it from git."
+    names = {node.id for tree in tagged for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    missing = [name for name in parameters if name not in names]
+    if missing:
+        return f"{path.name}: the cell tagged parameters does not set {', '.join(missing)}; add it there."
+    return None
+
+
+def _outcome(executed, log, status):
+    """Name of the executed notebook (None where unreadable), and the last lines of the error with its cell."""
+    try:
+        cells = nbformat.read(executed, as_version=4).cells
+    except (OSError, ValueError):  # stopped before or while it was written
+        cells = None
+    error = None
+    if status != "ok":
+        error = "\n".join(_plain(log.read_text("utf-8", errors="replace")).strip().splitlines()[-8:])
+    for cell in cells or []:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" and status == "failed":
+                lines = _plain("\n".join(output.traceback)).strip("-\n").splitlines()[-8:]
+                error = f"cell [{cell.execution_count}]: " + "\n".join(lines)
+    return executed.name if cells is not None else None, error
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace(" " * 20, "")
+
+
+def _write_summary(out, summary):
+    summary["notebooks"].sort(key=lambda row: row["name"])
+    with atomic(out / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Simulated scanners, manifests, preprocessing, augmentation and loaders."""

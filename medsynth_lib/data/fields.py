@@ -1,0 +1,50 @@
+"""Smooth random fields, Gaussian blur and sampling on torch volumes: the simulator's only numerical tools."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+WORLD_MM = 264.0  # every field lives on control points over this cube, so a seed gives the same field on any grid
+
+
+def bspline_weights(x, scale):
+    """Matrix (len(x), k) of cubic B-spline weights at positions x (mm) for control points every ``scale`` mm."""
+    u = (np.asarray(x, np.float64) + WORLD_MM / 2) / scale
+    k = int(np.ceil(WORLD_MM / scale)) + 4
+    d = np.abs(u[:, None] - (np.arange(k) - 1)[None])
+    w = np.where(d < 1, 2 / 3 - d**2 + d**3 / 2, np.where(d < 2, (2 - d) ** 3 / 6, 0))
+    return torch.from_numpy(w.astype(np.float32))
+
+
+def random_field(rng, axes, scale, channels=1):
+    """Unit-variance cubic-B-spline random field, shape (channels, x, y, z), with correlation length about ``scale`` mm.
+
+    ``axes`` are the three 1D position arrays in mm, within +-132 mm; the number of random draws does not depend on them.
+    """
+    wx, wy, wz = (bspline_weights(a, scale) for a in axes)
+    c = torch.from_numpy(rng.standard_normal((channels, *[wx.shape[1]] * 3), dtype=np.float32))
+    c = torch.einsum("xi,cijk->cxjk", wx, c)
+    c = torch.einsum("yj,cxjk->cxyk", wy, c)
+    c = torch.einsum("zk,cxyk->cxyz", wz, c)
+    return c / (151 / 315) ** 1.5  # each axis: mean over phase of the sum of squared weights is 151/315
+
+
+def gaussian_blur(volume, sigma):
+    """Blur (c, x, y, z) with a separable Gaussian, one sigma in voxels per axis; below 0.2 voxel an axis is left alone."""
+    for axis, s in enumerate(sigma):
+        if s < 0.2:
+            continue
+        i = torch.arange(volume.shape[axis + 1], dtype=torch.float32)
+        kernel = torch.exp(-0.5 * ((i[:, None] - i[None]) / s) ** 2)
+        kernel /= kernel.sum(1, keepdim=True)
+        volume = torch.einsum("ij," + ("cjyz->ciyz", "cxjz->cxiz", "cxyj->cxyi")[axis], kernel, volume)
+    return volume
+
+
+def sample(volume, world_to_voxel, coords, mode="bilinear"):
+    """Sample (c, X, Y, Z) at world coordinates (3, x, y, z) in mm; outside the volume the border value goes on."""
+    n = torch.tensor(volume.shape[1:], dtype=torch.float32)
+    m = torch.as_tensor(world_to_voxel, dtype=torch.float32)
+    m = m[:3] * (2 / (n - 1))[:, None]  # voxel index -> [-1, 1] as grid_sample wants it
+    grid = torch.einsum("ij,jxyz->xyzi", m[:, :3].flip(0), coords) + (m[:, 3] - 1).flip(0)
+    return F.grid_sample(volume[None], grid[None], mode=mode, align_corners=True, padding_mode="border")[0]

@@ -1,0 +1,183 @@
+"""NIfTI files in and out: one clear error for everything that can be wrong with a file.
+
+Arrays are (x, y, z) in the file's own voxel order, as nibabel gives them. The slice-VAE paper writes volumes
+as (z, y, x): its (155, 240, 240) is (240, 240, 155) here.
+"""
+
+import gzip
+import os
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
+TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names the file, the value and the remedy."""
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary name beside `path` that replaces `path` if all goes well, so no file is ever half written.
+
+    Raises DataError when the disk is full or the folder cannot be written; an earlier file of that name then stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); "
+                        "free disk space or choose a writable folder.") from error
+    finally:
+        if temporary.is_file():  # only after a failure: os.replace has moved it otherwise
+            temporary.unlink()
+
+
+def read_volume(path, labels=False):
+    """Read one 3D NIfTI file, checked, without changing its orientation.
+
+    Returns a MetaTensor (1, x, y, z), float32 in the file's units (scl_slope and scl_inter applied), whose
+    `affine` (4, 4) maps voxels to mm in RAS. With `labels`, values must be among the BraTS labels 0, 1, 2, 4,
+    and an empty volume is allowed.
+
+    Raises DataError for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, or a singular affine.
+    """
+    image = _load(path)
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(f"{path}: the affine is singular or not finite (rows {affine[:3].tolist()}); "
+                        "repair the header's sform or voxel sizes.")
+    data = _voxels(image, path)
+    bad = data.size - np.count_nonzero(np.isfinite(data))
+    if bad:
+        raise DataError(f"{path}: {bad} of {data.size} voxels are NaN or infinite; "
+                        "repeat the conversion that made this file, or set them to 0.")
+    if labels:
+        unknown = sorted(set(np.unique(data).tolist()) - set(LABELS))
+        if unknown:
+            raise DataError(f"{path}: unknown labels {unknown[:5]}; BraTS uses {LABELS}, so map yours to these first.")
+    elif not data.any():
+        raise DataError(f"{path}: all {data.size} voxels are zero; download or convert the file again.")
+    return MetaTensor(torch.from_numpy(data)[None], affine=torch.from_numpy(affine),
+                      meta={"filename_or_obj": str(path)})
+
+
+def _load(path):
+    """Open the header and refuse what is not one 3D NIfTI volume; the voxels stay on disk."""
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; check the path in the manifest, or download the data set again.")
+    try:
+        image = nib.load(path)
+    except (EOFError, zlib.error) as error:
+        raise _truncated(path, error) from error
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable NIfTI file ({error}); export it as .nii or .nii.gz.") from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise DataError(f"{path}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz.")
+    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+        raise DataError(f"{path}: has shape {image.shape}, but one 3D volume is needed; "
+                        "split it into one file a volume, for instance with nibabel.four_to_three.")
+    return image
+
+
+def _voxels(image, path):
+    """The scaled voxels, (x, y, z) float32 in native byte order."""
+    kind = image.get_data_dtype()
+    if kind.kind not in "iuf":
+        raise DataError(f"{path}: voxels are of type {kind}, not real numbers; export one number a voxel.")
+    try:
+        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _truncated(path, error) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the header promises {image.shape} voxels of {kind}, but the file ends before "
+                        f"({str(error).splitlines()[0]}); copy or download it again.") from error
+    return np.array(data.reshape(image.shape[:3]), dtype=np.float32)  # our own memory: never a map of the file
+
+
+def _truncated(path, error):
+    return DataError(f"{path}: the gzip file is truncated or damaged ({error}); copy or download it again.")
+
+
+def read_case(row, modalities=("flair", "t2", "t1"), root=None, labels=True):
+    """Read one manifest row: all its modalities, checked to lie on one grid.
+
+    `row` maps column names to paths relative to `root` (default: the folder that `read_manifest` noted in
+    `row.attrs`, else the working folder). Returns modality -> MetaTensor (1, x, y, z), float32, plus "seg"
+    where the row has one and `labels` is true.
+
+    Raises DataError for a missing modality and for shapes or affines (tolerance 1e-3 mm) that differ.
+    """
+    root = Path(root if root is not None else getattr(row, "attrs", {}).get("root", "."))
+    keys = [*modalities, "seg"] if labels and _cell(row, "seg") else list(modalities)
+    for key in keys:
+        if not _cell(row, key):
+            raise DataError(f"{root}: subject {row.get('subject', '?')} (site {row.get('site', '?')}) has no {key} "
+                            f"file in the manifest; add it, or leave the subject out.")
+    case = {key: read_volume(root / _cell(row, key), labels=key == "seg") for key in keys}
+    first = case[keys[0]]
+    for other in case.values():
+        _require_same_grid(first, other)
+    return case
+
+
+def _cell(row, key):
+    value = row.get(key)
+    return value.strip() if isinstance(value, str) else ""  # an empty CSV cell may arrive as NaN
+
+
+def _require_same_grid(first, other):
+    names = f"{first.meta['filename_or_obj']} and {other.meta['filename_or_obj']}"
+    remedy = "resample one onto the other's grid."
+    if first.shape != other.shape:
+        raise DataError(f"{names}: shapes {tuple(first.shape[1:])} and {tuple(other.shape[1:])} differ; {remedy}")
+    gap = (first.affine - other.affine).abs()
+    gap[:3, :3] *= max(first.shape)  # a tilted axis counts by how far it moves the last voxel
+    if gap.max() > TOLERANCE_MM:
+        rows = [np.round(v.affine[:3].numpy(), 4).tolist() for v in (first, other)]
+        raise DataError(f"{names}: affines {rows[0]} and {rows[1]} differ by up to {float(gap.max()):.4g} mm; {remedy}")
+
+
+def write_volume(path, array, affine, dtype="int16"):
+    """Write one volume as NIfTI, atomically: the file is either whole or as it was before.
+
+    `array` is (x, y, z) or (1, x, y, z), `affine` (4, 4) in mm, RAS. Integer dtypes are rounded to the nearest.
+
+    Raises DataError for non-finite values, values an integer dtype cannot hold, and a disk that cannot be written.
+    """
+    array, affine = np.asarray(array), np.asarray(affine, dtype=float)
+    array = array[0] if array.ndim == 4 and len(array) == 1 else array
+    if array.ndim != 3:
+        raise DataError(f"{path}: array has shape {array.shape}; give one volume (x, y, z).")
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: array holds NaN or infinite values; mend them before writing.")
+    if np.issubdtype(dtype, np.integer):
+        array = _rounded(array, np.dtype(dtype), path)
+    image = nib.Nifti1Image(array.astype(dtype), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _rounded(array, dtype, path):
+    rounded, limits = np.rint(array), np.iinfo(dtype)
+    low, high = rounded.min(), rounded.max()
+    if low < limits.min or high > limits.max:
+        raise DataError(f"{path}: values {low:g} to {high:g} do not fit {dtype} ({limits.min} to {limits.max}); "
+                        "rescale them or write dtype='float32'.")
+    if array.any() and not rounded.any():  # [0, 1] images: a whole brain would silently become zeros
+        raise DataError(f"{path}: all values (up to {np.abs(array).max():g}) round to 0 as {dtype}; "
+                        "rescale them or write dtype='float32'.")
+    return rounded

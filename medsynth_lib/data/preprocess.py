@@ -1,0 +1,292 @@
+"""All that the slice-VAE paper does to its data before training: crop, scale, augment (section 3).
+
+Volumes are (channel, x, y, z) in RAS order: the paper's crop (155, 240, 240) -> (144, 192, 192), written (z, y, x), is
+(240, 240, 155) -> (192, 192, 144) here. A `Contract` states the preprocessing and travels with the trained weights.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd, ResizeWithPadOrCropd, Spacingd
+from torch.utils.data import Dataset
+
+from .nifti import DataError, read_case, replacing
+
+NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
+NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The preprocessing contract: what a model's inputs went through, saved beside its weights.
+
+    `spacing` is in mm and `size` in voxels, both (x, y, z) after orientation; `percentiles` are those of method
+    "percentile"; `landmarks` (method "nyul") maps a modality to its standard scale from `nyul_landmarks`.
+    `target` None reads inputs only, as adaptation must. Raises DataError for an unknown or incomplete method.
+    """
+
+    inputs: tuple = ("flair", "t2")
+    target: str | None = "t1"
+    orientation: str = "RAS"
+    spacing: tuple = (1.0, 1.0, 1.0)
+    size: tuple = (192, 192, 144)
+    normalisation: str = "percentile"
+    percentiles: tuple = (0.5, 99.5)
+    mask: str = "nonzero in all input modalities"
+    landmarks: dict | None = None
+
+    def __post_init__(self):
+        for field in fields(self):  # a profile's YAML gives lists: they must compare equal to the tuples here
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+        if self.normalisation not in NORMALISATIONS:
+            raise DataError(f"Contract: normalisation '{self.normalisation}' is unknown; use one of {NORMALISATIONS}.")
+        missing = set(self.modalities) - set(self.landmarks or {})
+        if self.normalisation == "nyul" and missing:
+            raise DataError(f"Contract: nyul has no landmarks for {sorted(missing)}; compute them with nyul_landmarks.")
+
+    @property
+    def modalities(self):
+        """The modalities to read, inputs first."""
+        return (*self.inputs, self.target) if self.target else tuple(self.inputs)
+
+    @classmethod
+    def for_paper(cls):
+        """The paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192 x 192 x 144, min-max."""
+        return cls(normalisation="minmax")
+
+    def save(self, path):
+        """Write the contract as YAML, atomically."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+
+    @classmethod
+    def load(cls, path):
+        """Read a contract; raises DataError for a missing or unreadable file and for unknown or absent fields."""
+        try:
+            plain = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise DataError(f"{path}: no readable contract ({error}); "
+                            "copy it from where the model was saved.") from error
+        names = {f.name for f in fields(cls)}
+        if not isinstance(plain, dict) or set(plain) != names:
+            given = sorted(plain) if isinstance(plain, dict) else plain
+            raise DataError(f"{path}: fields {given} are not {sorted(names)}; save the contract again.")
+        return cls(**plain)
+
+    def check(self, other):
+        """List the fields in which two contracts differ, each with both values; empty where they agree."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
+        return [f"{name}: {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
+
+    def require(self, other):
+        """Raise DataError, naming each differing field with both values, unless the contracts are the same."""
+        differences = self.check(other)
+        if differences:
+            raise DataError(f"preprocessing contracts differ in {'; '.join(differences)}; prepare the data with the "
+                            "contract that was saved with the model.")
+
+
+def geometry(contract, keys):
+    """The paper's crop (section 3) as an invertible MONAI chain: orient, resample to `spacing`, centre crop or pad.
+
+    Images are interpolated linearly and "seg" by nearest neighbour. MONAI leaves a grid alone whose affine is already
+    right within 1e-3 mm, so 1 mm data is only cropped, to the bit.
+    """
+    modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
+    return Compose([
+        Orientationd(keys, axcodes=contract.orientation, labels=None),
+        Spacingd(keys, pixdim=contract.spacing, mode=modes),
+        ResizeWithPadOrCropd(keys, spatial_size=contract.size),
+    ])
+
+
+def prepare(case, contract):
+    """Turn a case from `read_case` into network inputs, as the contract says.
+
+    Returns plain tensors: "x" (inputs, X, Y, Z) float32; "y" (1, X, Y, Z) float32 where the case has the target;
+    "mask" (1, X, Y, Z) bool, the voxels that are nonzero in all inputs (never the target: it must not steer the
+    inputs); "seg" (1, X, Y, Z) float32 labels where the case has them. For value ranges see `normalise`.
+
+    Raises DataError for an absent input, an empty mask and a volume without contrast.
+    """
+    absent = [key for key in contract.inputs if key not in case]
+    if absent:
+        raise DataError(f"case has {sorted(case)} but not the contract's inputs {absent}; read these modalities too.")
+    moved = geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
+    mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
+    if not mask.any():
+        raise DataError(f"{_name(case[contract.inputs[0]])}: no voxel in the {contract.size} crop is nonzero in all of "
+                        f"{contract.inputs}; check the affine and that the modalities are registered.")
+    scaled = {key: normalise(moved[key], contract.normalisation, contract.percentiles,
+                             (contract.landmarks or {}).get(key)) for key in contract.modalities if key in moved}
+    sample = {"x": torch.cat([scaled[key] for key in contract.inputs]), "mask": mask}
+    if contract.target in scaled:
+        sample["y"] = scaled[contract.target]
+    if "seg" in moved:
+        sample["seg"] = moved["seg"].as_tensor()
+    return sample
+
+
+def _name(volume):
+    return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
+
+
+def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
+    """Scale one volume (1, X, Y, Z) by its own intensities; background, the exact zeros, stays 0.
+
+    - "minmax" (the paper): (v - min) / (max - min) over the full volume, to [0, 1]; one bright voxel dims the rest.
+    - "percentile": brain voxels clipped to `percentiles`, these to 0 and 1.
+    - "zscore": brain voxels to mean 0 and standard deviation 1, the only method not in [0, 1].
+    - "nyul": brain percentiles moved piecewise linearly onto the standard scale `landmarks`, clipped to [0, 1].
+
+    All four ignore a positive gain. Returns a plain float32 tensor. Raises DataError for a volume without contrast.
+    """
+    data = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    brain = data != 0
+    values = data[brain].double().numpy()
+    if not values.size:
+        raise DataError(f"{_name(volume)}: all voxels are zero inside the crop; check its affine and size.")
+    if method == "nyul":
+        return _fill(brain, np.interp(values, _spread(volume, values, NYUL_PERCENTILES), landmarks))
+    if method == "zscore":
+        low, high = values.mean(), values.mean() + values.std()
+    elif method == "minmax":
+        low, high = data.min().item(), data.max().item()
+    elif method == "percentile":
+        low, *_, high = _spread(volume, values, percentiles)
+        values = values.clip(low, high)
+    else:
+        raise DataError(f"normalisation '{method}' is unknown; use one of {NORMALISATIONS}.")
+    if not high > low:
+        raise DataError(f"{_name(volume)}: all brain voxels are {low:g}; "
+                        "an image without contrast cannot be normalised.")
+    return _fill(brain, (values - low) / (high - low))
+
+
+def _fill(brain, values):
+    out = torch.zeros(brain.shape)
+    out[brain] = torch.from_numpy(values).float()
+    return out
+
+
+def _spread(volume, values, percentiles):
+    """The percentiles of the brain, checked to span a range."""
+    marks = np.percentile(values, percentiles)
+    if not marks[-1] > marks[0]:
+        raise DataError(f"{_name(volume)}: percentiles {percentiles[0]} and {percentiles[-1]} of the brain are both "
+                        f"{marks[0]:g}; an image without contrast cannot be normalised.")
+    return marks
+
+
+def nyul_landmarks(volumes):
+    """Learn the standard scale of one modality: where its percentiles 1, 10, 20 ... 90, 99 lie on average.
+
+    `volumes` is an iterable of (1, X, Y, Z) in any units; each is first mapped linearly so that p1 -> 0 and p99 -> 1.
+    Returns 11 floats from 0 to 1 (Nyul, Udupa, Zhang 2000, IEEE Trans Med Imaging 19:143). Learn them on source
+    training data only. Raises DataError for no volumes or one without contrast.
+    """
+    scales = []
+    for volume in volumes:
+        marks = _spread(volume, volume[volume != 0].double().numpy(), NYUL_PERCENTILES)
+        scales.append((marks - marks[0]) / (marks[-1] - marks[0]))
+    if not scales:
+        raise DataError("nyul_landmarks got no volumes; give it the training volumes of one modality.")
+    return np.mean(scales, axis=0).tolist()
+
+
+def restore(volume, case, contract):
+    """Put a prepared or synthesised volume (1, X, Y, Z) back on the scanner's grid: the inverse of `geometry`.
+
+    Returns a MetaTensor (1, x, y, z) with the shape and affine of the case's first input, 0 outside the crop. At equal
+    spacing voxels come back to the bit; otherwise floats are interpolated linearly, integers and bools (labels) by
+    nearest neighbour. Intensities stay normalised. Raises DataError where the volume is not of the contract's size.
+    """
+    reference = case[contract.inputs[0]]
+    key = "image" if volume.is_floating_point() else "seg"
+    chain = geometry(contract, [key])
+    moved = chain({key: reference})[key]  # run forward once, so that MONAI records what to undo
+    if volume.shape != moved.shape:
+        raise DataError(f"volume has shape {tuple(volume.shape)}, the contract gives {tuple(moved.shape)}; "
+                        "restore with the contract it was prepared with.")
+    moved = MetaTensor(volume.detach().cpu().float(), affine=moved.affine, applied_operations=moved.applied_operations)
+    back = chain.inverse({key: moved})[key]
+    return MetaTensor(back.as_tensor().to(volume.dtype), affine=reference.affine)  # exact, not rounded on the way
+
+
+def augment(sample, generator, probability=0.5):
+    """The paper's three augmentations (section 3) on a prepared sample; returns a new one.
+
+    Each happens with `probability`: rotation by 90, 180 or 270 degrees in the x-y plane (180 where X != Y), a flip of
+    each axis, both on x, y, mask and seg together; and contrast (about the brain mean) and brightness factors from
+    U(0.3, 1.5] on the brain of the inputs x only, one of each a sample, clipped to [0, 1].
+
+    All randomness comes from `generator` (CPU), so its state is all that a resumed run needs.
+    Raises DataError for z-scored inputs: brightness is a factor only for intensities from 0.
+    """
+    images = {k: v for k, v in sample.items() if isinstance(v, torch.Tensor)}
+
+    def draw():
+        return torch.rand((), generator=generator).item()
+
+    if draw() < probability:
+        square = sample["x"].shape[1] == sample["x"].shape[2]
+        turns = 1 + int(3 * draw()) if square else 2
+        images = {k: torch.rot90(v, turns, dims=(1, 2)) for k, v in images.items()}
+    for axis in (1, 2, 3):
+        if draw() < probability:
+            images = {k: torch.flip(v, dims=(axis,)) for k, v in images.items()}
+    if draw() < probability:
+        contrast, brightness = 1.5 - 1.2 * draw(), 1.5 - 1.2 * draw()  # draw() is in [0, 1): factors in (0.3, 1.5]
+        images["x"] = adjust(images["x"], images["mask"], contrast, brightness)
+    return sample | images
+
+
+def adjust(x, mask, contrast, brightness):
+    """Scale the brain of inputs x (c, X, Y, Z) in [0, 1] by a contrast factor about its mean, then by a brightness.
+
+    `mask` is (1, X, Y, Z) bool; outside it nothing changes. The result is clipped to [0, 1].
+    Raises DataError for negative inputs (z-scores).
+    """
+    if x.min() < 0:
+        raise DataError(f"inputs reach down to {x.min():g}, but brightness and contrast need [0, 1]; "
+                        "use another normalisation than zscore, or no augmentation.")
+    mean = (x * mask).sum((1, 2, 3), keepdim=True) / mask.sum()
+    return torch.where(mask, (((x - mean) * contrast + mean) * brightness).clip(0, 1), x)
+
+
+class PairedVolumes(Dataset):
+    """The scans of a manifest, prepared by a contract: `prepare`'s tensors plus "subject" and "site".
+
+    Scans are read when first asked for and kept in memory (a float32 scan at the paper's size takes 90 MB with its
+    labels). Give a contract with target None for adaptation, where targets must not be seen.
+    Raises DataError for an empty manifest, and `read_case`'s errors when a scan is read.
+    """
+
+    def __init__(self, frame, contract):
+        if frame.empty:
+            raise DataError(f"{frame.attrs.get('root', 'manifest')}: no rows are left to load; check site and split.")
+        self.frame, self.contract = frame.reset_index(drop=True), contract
+        self._cache = {}
+
+    def __len__(self):
+        return len(self.frame)
+
+    def __getitem__(self, index):
+        if index not in self._cache:
+            row = self.frame.iloc[index]
+            sample = prepare(read_case(row, self.contract.modalities), self.contract)
+            self._cache[index] = sample | {"subject": row["subject"], "site": row["site"]}
+        return dict(self._cache[index])
+
+    def preload(self, threads=2):
+        """Read all scans now, several at a time (unpacking gzip leaves Python's lock free); returns self."""
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self.__getitem__, range(len(self))))
+        return self

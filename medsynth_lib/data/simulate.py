@@ -1,0 +1,85 @@
+"""Write simulated patients as NIfTI in the BraTS 2019 layout, with a manifest: real data then takes the same code path."""
+
+import hashlib
+import json
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from medsynth_lib.data.manifest import read_manifest, write_manifest
+from medsynth_lib.data.nifti import write_volume
+from medsynth_lib.data.scanner import CONTRASTS, SITES, scan
+from medsynth_lib.data.subject import make_subject
+from medsynth_lib.files import atomic, cache_folder
+
+VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
+# Disjoint by construction: a split is a range of seeds, and a seed is a person.
+SEEDS = {"train": range(0, 10_000), "adapt": range(10_000, 20_000), "tune": range(20_000, 30_000),
+         "test": range(30_000, 40_000)}
+STORED_RANGE = 30_000  # largest stored number: int16 ends at 32,767
+TRUTH = ("brain_ml", "ventricle_ml", "oedema_ml", "enhancing_ml", "necrotic_ml")
+
+
+def simulated_dataset(counts, shape, spacing, sites=("A", "B"), tumour=True, jobs=1, folder=None, progress=False):
+    """Manifest (DataFrame) of simulated subjects, written once and found again: every subject scanned at every site.
+
+    Args:
+        counts: subjects per split, e.g. ``dict(train=24, tune=6, test=12)``; splits as in SEEDS.
+        shape, spacing: grid in voxels and mm; BraTS itself is (240, 240, 155) at 1.0.
+        sites: names from SITES; site A's folders are called BraTS19_SIMA_<seed>_1.
+        tumour: with a glioma or tumour-free (then the seg file is all zero).
+        jobs: worker processes. folder: where to write; None chooses one in the cache by the arguments.
+
+    An interrupted run goes on where it stopped. Raises KeyError for an unknown split or site.
+    """
+    seeds = [(split, SEEDS[split][i]) for split, n in counts.items() for i in range(n)]
+    if folder is None:
+        recipe = json.dumps([VERSION, sorted(counts.items()), list(shape), float(spacing), list(sites), tumour])
+        folder = cache_folder("simulated", hashlib.sha256(recipe.encode()).hexdigest()[:12])
+    folder = Path(folder)
+    if not (folder / "manifest.csv").exists():  # written last: it marks the data set as complete
+        tasks = [(folder, split, seed, tuple(shape), spacing, tuple(sites), tumour) for split, seed in seeds]
+        write_manifest(pd.DataFrame(sum(run(write_subject, tasks, jobs, progress), [])), folder / "manifest.csv")
+    return read_manifest(folder / "manifest.csv")
+
+
+def run(function, tasks, jobs, progress):
+    """Results of ``function(*task)`` for all tasks, in order, in ``jobs`` processes of one thread each."""
+    def bar(results):
+        return list(tqdm(results, total=len(tasks), desc="simulating", unit="subject", disable=not progress))
+
+    if jobs == 1:
+        return bar(function(*task) for task in tasks)
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return bar(pool.map(function, *zip(*tasks, strict=True)))
+
+
+def write_subject(folder, split, seed, shape, spacing, sites, tumour):
+    """Write one subject's case folders, one a site, unless they are there; return their manifest rows."""
+    rows, subject = [], None
+    for name in sites:
+        case = f"BraTS19_SIM{name}_{seed:05d}_1"
+        target = folder / "HGG" / case
+        if not (target / "truth.json").exists():
+            subject = subject or make_subject(seed, shape, spacing, tumour)
+            with atomic(target) as temporary:
+                write_case(temporary, case, subject, SITES[name])
+        truth = json.loads((target / "truth.json").read_text())
+        paths = {m: f"HGG/{case}/{case}_{m}.nii.gz" for m in (*CONTRASTS, "seg")}
+        rows.append(dict(subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=f"simulated v{VERSION}", **paths,
+                         **truth))
+    return rows
+
+
+def write_case(folder, case, subject, site):
+    """Write the four contrasts and the labels of one subject at one site as int16 / uint8 NIfTI, and its truth."""
+    for contrast in CONTRASTS:
+        image = scan(subject, site, contrast)
+        image *= min(1.0, STORED_RANGE / image.max())
+        write_volume(folder / f"{case}_{contrast}.nii.gz", np.rint(image), subject.affine, "int16")
+    write_volume(folder / f"{case}_seg.nii.gz", subject.seg, subject.affine, "uint8")
+    (folder / "truth.json").write_text(json.dumps({k: round(float(subject.truth[k]), 3) for k in TRUTH}))

@@ -1,0 +1,44 @@
+"""Which input voxels can change an output voxel: measured by gradient instead of counted by hand."""
+
+import copy
+
+import torch
+from torch import nn
+
+from medsynth_lib.models.pix2pix import Normalise
+
+
+def positive_copy(network):
+    """A double-precision copy with positive weights and without instance norm.
+
+    Positive weights cannot cancel, so its gradient is nonzero wherever there is a path; instance norm would couple every
+    voxel with every other one through the volume's mean.
+    """
+    network = copy.deepcopy(network).double()
+    for parameter in network.parameters():
+        parameter.data = torch.rand_like(parameter) + 0.1
+        parameter.data /= parameter[0].numel()  # keeps the signal's size, so that the sigmoid does not saturate
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, (Normalise, nn.InstanceNorm3d)):
+                setattr(parent, name, nn.Identity())
+    return network
+
+
+def receptive_field(network, size=160, channels=2):
+    """Length along x, in voxels, of what one output voxel depends on, as (shortest, longest) over eight neighbours.
+
+    Neighbours differ in a strided network. ``size`` must exceed the field; y and z are thin, the field there is the same.
+    Give it a `positive_copy`. Raises ValueError where the field reaches the border of the test volume.
+    """
+    x = torch.rand(1, channels, size, 8, 8, dtype=torch.float64, requires_grad=True)
+    out = network(x)
+    row = out[0, 0, :, out.shape[3] // 2, out.shape[4] // 2]
+    lengths = []
+    for shift in range(8):
+        gradient, = torch.autograd.grad(row[len(row) // 2 + shift], x, retain_graph=True)
+        touched = gradient.abs().amax((0, 1, 3, 4)).nonzero().flatten()
+        if touched[0] == 0 or touched[-1] == size - 1:
+            raise ValueError(f"the receptive field is wider than the test volume of {size} voxels; enlarge size")
+        lengths.append(int(touched[-1] - touched[0]) + 1)
+    return min(lengths), max(lengths)

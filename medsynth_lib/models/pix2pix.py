@@ -1,0 +1,125 @@
+"""The 3D pix2pix of the adaptation paper (section 3, 'Configuration', and Fig. 2): generator and PatchGAN discriminator.
+
+The paper's figure leaves the layers open; they follow the authors' published model printouts and are held by the parameter
+counts 2,113,953 (generator) and 540,737 (discriminator) at base width 64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Normalise(nn.Module):
+    """Instance norm without affine parameters, then ReLU. A single voxel has no variance: it only gets the ReLU."""
+
+    def forward(self, x):
+        return F.relu(F.instance_norm(x) if x[0, 0].numel() > 1 else x)
+
+
+class DenseShortcut(nn.Module):
+    """Three 3x3x3 convolutions in which every state also receives all earlier ones, scaled per channel.
+
+    x1 = N(conv(x0)) + w01 x0;  x2 = N(conv(x1)) + w02 x0 + w12 x1;  x3 = N(conv(x2)) + w03 x0 + w13 x1 + w23 x2,
+    where N is instance norm and ReLU and each w is one learned number per channel, starting at 1.
+    Input and output: (batch, width, x, y, z).
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv3d(width, width, 3, padding=1) for _ in range(3))
+        self.weights = nn.ParameterList(torch.ones(i + 1, width, 1, 1, 1) for i in range(3))
+        self.normalise = Normalise()
+
+    def forward(self, x):
+        states = [x]
+        for conv, weights in zip(self.convs, self.weights, strict=True):
+            new = self.normalise(conv(states[-1]))
+            states.append(new + sum(w * s for w, s in zip(weights, states, strict=True)))
+        return states[-1]
+
+
+class Generator(nn.Module):
+    """FLAIR and T2 to T1: three stride-2 stages, dense blocks, skip connections at 1/2 and 1/4 resolution, sigmoid.
+
+    Input (batch, inputs, x, y, z) of any size, output (batch, 1, x, y, z) in [0, 1]. Sizes that are not multiples of 8
+    are padded by repeating the border and cropped again. ``width`` is 64 in the paper; 8 or 16 suit a laptop. The last
+    stage has eight channels (width / 8 in the paper) at every width: fewer, each normalised, cannot carry an image.
+    """
+
+    LAST = 8
+
+    def __init__(self, inputs=2, width=64):
+        super().__init__()
+
+        def down(channels):  # halves the resolution
+            return nn.Sequential(nn.Conv3d(channels, width, 4, stride=2, padding=1), Normalise())
+
+        def up(channels):  # doubles it
+            return nn.Sequential(nn.ConvTranspose3d(width, channels, 3, stride=2, padding=1, output_padding=1), Normalise())
+
+        def merge():  # skip connection and the path from below
+            return nn.Conv3d(2 * width, width, 1)
+
+        self.down1, self.down2, self.down3 = down(inputs), down(width), down(width)
+        self.at_eighth = nn.Sequential(DenseShortcut(width), Normalise(), up(width))
+        self.at_quarter = nn.Sequential(merge(), DenseShortcut(width), Normalise(), up(width))
+        self.at_half = nn.Sequential(merge(), DenseShortcut(width), Normalise(), DenseShortcut(width), Normalise(),
+                                  up(self.LAST))
+        # the published model normalises twice before its last layer; the second time changes only the scale
+        self.out = nn.Sequential(Normalise(), nn.Conv3d(self.LAST, 1, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, x):
+        size = x.shape[2:]
+        x = pad_to_multiple(x, 8)
+        x2 = self.down1(x)  # (batch, width, x/2, y/2, z/2)
+        x4 = self.down2(x2)
+        x8 = self.at_eighth(self.down3(x4))  # up again to 1/4
+        x4 = self.at_quarter(torch.cat([x8, x4], 1))  # up to 1/2
+        x2 = self.at_half(torch.cat([x4, x2], 1))  # up to full resolution, 8 channels
+        return self.out(x2)[..., :size[0], :size[1], :size[2]]
+
+
+def pad_to_multiple(x, multiple):
+    """Repeat the border voxels at the far end of each axis until its length is a multiple."""
+    z, y, x_ = ((-n) % multiple for n in reversed(x.shape[2:]))
+    return F.pad(x, (0, z, 0, y, 0, x_), mode="replicate") if z or y or x_ else x
+
+
+class BlurPool(nn.Module):
+    """Anti-aliased halving: [1, 2, 1]/4 along every axis, then every second voxel (Zhang 2019, arXiv:1904.11486)."""
+
+    def __init__(self):
+        super().__init__()
+        k = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("kernel", torch.einsum("i,j,k->ijk", k, k, k)[None, None], persistent=False)
+
+    def forward(self, x):
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3, 3)
+        return F.conv3d(F.pad(x, [1] * 6, mode="reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+class Discriminator(nn.Module):
+    """Conditional 3D PatchGAN with one strided level: sees inputs and (real or synthetic) target as channels.
+
+    Input (batch, 3, x, y, z), output one logit a patch. ``features`` returns the activations that feature matching compares.
+    """
+
+    def __init__(self, channels=3, width=64):
+        super().__init__()
+        self.blocks = nn.ModuleList([
+            nn.Sequential(nn.Conv3d(channels, width, 4, padding=1), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2), BlurPool()),
+            *(nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2))
+              for _ in range(2)),
+        ])
+        self.logits = nn.Conv3d(width, 1, 4, padding=1)
+
+    def features(self, x):
+        """Activations after each block, finest first."""
+        out = []
+        for block in self.blocks:
+            x = block(x)
+            out.append(x)
+        return out
+
+    def forward(self, x):
+        return self.logits(self.features(x)[-1])

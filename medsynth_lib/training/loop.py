@@ -1,0 +1,154 @@
+"""The one training loop: Lightning Fabric underneath, everything else on one screen.
+
+What makes a run repeatable is that the random numbers of step k depend on the seed and k alone (`step_generator`,
+`batch_indices`). So a resumed run needs the weights, the optimisers and k, and gives the same bits as one that never
+stopped.
+"""
+
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import default_collate
+from tqdm.auto import tqdm
+
+from medsynth_lib.display.headless import headless
+from medsynth_lib.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss became NaN or infinite; the message names it and the step. The last checkpoint is from before."""
+
+
+def fit(algorithm, train, tune, folder, *, steps, seed=0, batch_size=1, validate_every=100, checkpoint_every=100,
+        check_every=10, fabric=None):
+    """Train until ``steps`` steps are done, resuming from ``folder`` where an earlier run stopped; return the history.
+
+    Args:
+        algorithm: has ``networks`` and ``optimisers`` (dictionaries), ``prepare(batch, generator)``, ``step(batch)`` and
+            ``validate(batch)``, which return a dictionary of scalar tensors, and ``learning_rate(step, steps)``.
+        train, tune: data sets of dictionaries; ``tune`` is only measured on.
+        folder: receives ``checkpoint.safetensors`` and ``history.csv``.
+        fabric: a lightning_fabric.Fabric for devices, precision and processes; None runs on the CPU as it is.
+
+    Returns a DataFrame, one row per ``validate_every`` steps: mean training losses since the last row, tuning losses,
+    seconds. Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt. Raises NonFiniteLoss.
+    """
+    folder = Path(folder)
+    rank, ranks, rows, start = setup(algorithm, fabric, folder)
+    recent, began = [], time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc="training", disable=headless() or rank > 0)
+    with interrupt_flag() as interrupted:
+        for step in bar:
+            torch.manual_seed(step_seed(seed, step, rank))
+            batch = default_collate([train[i] for i in batch_indices(len(train), batch_size, seed, step, rank, ranks)])
+            batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
+            for optimiser in algorithm.optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = algorithm.learning_rate(step, steps)
+            recent.append(algorithm.step(batch))
+            done, stop = step + 1, interrupted()
+            if done % check_every == 0 or done == steps or stop or done % validate_every == 0:
+                require_finite(recent, done)
+            if done % validate_every == 0 or done == steps:
+                rows.append(dict(step=done, **mean_losses(recent), **validation_losses(algorithm, tune, fabric),
+                                 seconds=time.perf_counter() - began))
+                recent = []
+                bar.set_postfix({k: f"{v:.4f}" for k, v in rows[-1].items() if k.startswith("tune")})
+            if rank == 0 and (done % checkpoint_every == 0 or done == steps or stop):
+                write_state(folder, algorithm, done, rows, recent)
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {done} of {steps}; the checkpoint in {folder} goes on from there")
+    return pd.DataFrame(rows)
+
+
+def setup(algorithm, fabric, folder):
+    """Hand networks and optimisers to Fabric and load the last checkpoint; return rank, processes, history and step."""
+    if fabric is not None:
+        for name, network in algorithm.networks.items():
+            algorithm.networks[name], algorithm.optimisers[name] = fabric.setup(network, algorithm.optimisers[name])
+        algorithm.backward = fabric.backward
+    rows, start, path = [], 0, folder / "checkpoint.safetensors"
+    if path.exists():
+        meta = load_checkpoint(path, algorithm.networks, algorithm.optimisers)
+        rows, start = meta["history"], meta["step"]
+    return (fabric.global_rank, fabric.world_size, rows, start) if fabric else (0, 1, rows, start)
+
+
+def write_state(folder, algorithm, step, rows, recent):
+    """Checkpoint, then the history as a table for people; losses since the last history row are not kept."""
+    save_checkpoint(folder / "checkpoint.safetensors", algorithm.networks, algorithm.optimisers,
+                    dict(step=step, history=rows))
+    if rows:
+        pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
+
+
+def step_seed(seed, step, rank=0):
+    """A 63-bit number that differs for every (seed, step, rank)."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def step_generator(seed, step, rank=0):
+    """The random generator of one step: nothing it draws depends on earlier steps."""
+    return torch.Generator().manual_seed(step_seed(seed, step, rank))
+
+
+def batch_indices(n, batch_size, seed, step, rank=0, ranks=1):
+    """Indices of one step's batch: every epoch is a fresh permutation, shared out among the processes."""
+    positions = np.arange(batch_size) + (step * ranks + rank) * batch_size
+    epochs = {e: np.random.default_rng([seed, int(e)]).permutation(n) for e in np.unique(positions // n)}
+    return [int(epochs[p // n][p % n]) for p in positions]
+
+
+def to_device(batch, fabric):
+    return fabric.to_device(batch) if fabric else batch
+
+
+def mean_losses(recent):
+    """Mean of each loss over the collected steps."""
+    return {k: float(torch.stack([r[k] for r in recent]).mean()) for k in recent[0]} if recent else {}
+
+
+def require_finite(recent, step):
+    """Raise NonFiniteLoss naming the loss and the earliest step; called every few steps, as it waits for the device."""
+    for i, losses in enumerate(recent):
+        for name, value in losses.items():
+            if not torch.isfinite(value):
+                raise NonFiniteLoss(f"loss {name!r} is {float(value)} at step {step - len(recent) + i + 1}; lower the learning "
+                                    "rate or look at that step's batch. The last checkpoint is from before it.")
+
+
+@torch.no_grad()
+def validation_losses(algorithm, tune, fabric):
+    """Mean validation losses over the tuning set, each name prefixed with 'tune_'."""
+    for network in algorithm.networks.values():
+        network.eval()
+    losses = [algorithm.validate(to_device(default_collate([tune[i]]), fabric)) for i in range(len(tune))]
+    for network in algorithm.networks.values():
+        network.train()
+    return {f"tune_{k}": v for k, v in mean_losses(losses).items()}
+
+
+@contextmanager
+def interrupt_flag():
+    """Turn the first Ctrl-C into a flag, so that a step is never left half done; the second interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield lambda: False
+        return
+    caught = []
+
+    def handler(number, frame):
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(caught)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,90 @@
+"""Supervised training of the 3D pix2pix (section 2, 'Backbone'; section 3, 'Configuration of the training schedule')."""
+
+import torch
+
+from medsynth_lib.data.preprocess import augment
+from medsynth_lib.models.pix2pix import Discriminator, Generator
+
+VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+L1_WEIGHT, FEATURE_WEIGHT = 100.0, 1.5  # of the public implementation; the paper names the L1 loss alone
+CONSTANT_SHARE = 50 / 120  # 50 epochs at the full learning rate, then 70 of linear decay to zero
+
+
+def l1_loss(y_hat, y):
+    """L_syn of the paper, sum |y_hat - y|, as a mean over voxels. (The paper prints x_s - x_t; it must be y_hat - y.)"""
+    return (y_hat - y).abs().mean()
+
+
+def lsgan_loss(logits, real):
+    """Least-squares GAN loss: the mean squared distance of the patch logits to 1 (real) or 0 (fake)."""
+    return (logits - float(real)).square().mean()
+
+
+def feature_matching_loss(fake, real):
+    """Mean L1 distance between the discriminator's activations on synthetic and real volumes, averaged over layers."""
+    return sum(l1_loss(f, r.detach()) for f, r in zip(fake, real, strict=True)) / len(fake)
+
+
+class Pix2Pix:
+    """Generator FLAIR+T2 -> T1, with ``loss`` "l1" (the paper's text) or "gan" (LSGAN + 100 L1 + 1.5 feature matching).
+
+    ``recipe`` keys: width, loss, learning_rate, augmentation (probability; 0 turns it off).
+    """
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+        self.networks = {"generator": Generator(width=recipe["width"])}
+        if recipe["loss"] == "gan":
+            self.networks["discriminator"] = Discriminator(width=recipe["width"])
+        self.optimisers = {name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=(0.5, 0.999))
+                           for name, network in self.networks.items()}
+
+    def learning_rate(self, step, steps):
+        """Constant for the first 50/120 of training, then linear to zero."""
+        return self.recipe["learning_rate"] * min(1.0, (1 - step / steps) / (1 - CONSTANT_SHARE))
+
+    def prepare(self, batch, generator):
+        """Augment each sample of a batch; the paper's three augmentations are in `augment`."""
+        if not self.recipe["augmentation"]:
+            return batch
+        n = len(batch["x"])
+        samples = [augment({k: v[i] for k, v in batch.items()}, generator, self.recipe["augmentation"]) for i in range(n)]
+        return {k: torch.stack([s[k] for s in samples]) for k in ("x", "y", "mask")}
+
+    def step(self, batch):
+        """One optimisation step on x (batch, 2, ...), y (batch, 1, ...); returns the losses, detached."""
+        x, y = batch["x"], batch["y"]
+        y_hat = self.networks["generator"](x)
+        losses = {"l1": l1_loss(y_hat, y)}
+        if self.recipe["loss"] == "l1":
+            self.update("generator", losses["l1"])
+        else:
+            losses |= self.adversarial_step(x, y, y_hat, losses["l1"])
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def adversarial_step(self, x, y, y_hat, l1):
+        """Discriminator first, on the detached fake; then the generator against the updated discriminator."""
+        d = self.networks["discriminator"]
+        real, fake = torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
+        d_loss = (lsgan_loss(d(real), True) + lsgan_loss(d(fake.detach()), False)) / 2
+        self.update("discriminator", d_loss)
+        d.requires_grad_(False)  # the generator's pass needs gradients through d, not of d
+        fake_features, real_features = d.features(fake), d.features(real)
+        adversarial = lsgan_loss(d.logits(fake_features[-1]), True)
+        matching = feature_matching_loss(fake_features, real_features)
+        self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching)
+        d.requires_grad_(True)
+        return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
+
+    def update(self, name, loss):
+        self.optimisers[name].zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.optimisers[name].step()
+
+    def backward(self, loss):
+        loss.backward()
+
+    def validate(self, batch):
+        """Tuning losses without augmentation: L1 over the volume and over the brain."""
+        y_hat, y = self.networks["generator"](batch["x"]), batch["y"]
+        return {"l1": l1_loss(y_hat, y), "brain_l1": (y_hat - y).abs()[batch["mask"]].mean()}

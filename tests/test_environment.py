@@ -1,0 +1,30 @@
+"""The three descriptions of the environment agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+REPO = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+
+
+def test_conda_lists_what_pyproject_needs():
+    conda = yaml.safe_load((REPO / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
+    assert sorted(pip) == sorted(NEEDED + ["-e ."])
+    assert "python=3.11" in conda["dependencies"] and conda["channels"] == ["conda-forge"]
+
+
+def test_constraints_pin_every_needed_package():
+    lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    assert {re.match(r"[a-z0-9-]+", need)[0] for need in NEEDED} <= pinned
+
+
+def test_constraints_hold_no_local_builds():
+    text = (REPO / "constraints.txt").read_text()
+    assert "+" not in text and "file:" not in text and "torch==2.13.0" in text
