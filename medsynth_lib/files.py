@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class DataError(ValueError):
+    """A file or folder that cannot be used or written; the message names it, the value and the remedy."""
+
+
 def cache_folder(*parts):
     """Folder for what can be made again (atlas, simulated data, trained models): MEDSYNTH_CACHE or ~/.cache/medsynth."""
-    root = os.environ.get("MEDSYNTH_CACHE") or Path.home() / ".cache" / "medsynth"
-    folder = Path(root, *parts)
+    folder = Path(os.environ.get("MEDSYNTH_CACHE") or Path.home() / ".cache" / "medsynth", *parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -20,14 +23,21 @@ def atomic(path):
     """Yield a temporary path beside ``path``; it takes the name ``path`` if the block succeeds and vanishes if it fails.
 
     The suffix is kept, since writers choose the format by it. Works for a file or, where the block makes one, a folder;
-    a folder never replaces one that another process finished first.
+    a folder never replaces one that another process finished first. Raises DataError where the disk is full or the
+    place cannot be written; an earlier file of that name then stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if not (temporary.is_dir() and path.is_dir()):
             os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); "
+                        "free disk space or choose a writable folder.") from error
     finally:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        elif temporary.exists():
+            temporary.unlink()

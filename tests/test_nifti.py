@@ -202,7 +202,7 @@ def test_shapes_differ(tmp_path):
     refused(lambda: read_case(row, root=tmp_path), tmp_path / "flair.nii", tmp_path / "t2.nii", SHAPE, (6, 6, 5))
 
 
-@pytest.mark.parametrize("entry, shift", [((0, 3), 0.01), ((1, 1), 0.0004), ((1, 2), 0.002)])  # 0.0004 mm a voxel adds up
+@pytest.mark.parametrize("entry, shift", [((0, 3), 0.01), ((1, 1), 0.0004), ((1, 2), 0.002)])  # small errors add up
 def test_affines_differ(tmp_path, entry, shift):
     row, affine = make_case(tmp_path), AFFINE.copy()
     affine[entry] += shift

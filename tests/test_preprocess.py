@@ -290,7 +290,7 @@ def make_sample(shape=(16, 16, 12)):
 def test_everything_turns_together_and_the_target_keeps_its_intensities():
     for seed in range(40):
         sample, before = make_sample(), make_sample()
-        out = augment(sample, torch.Generator().manual_seed(seed), probability=0.7)
+        out = augment(sample, torch.Generator().manual_seed(seed), spatial=0.7, intensity=0.7)
         assert torch.equal(out["seg"], (out["y"] > 0.5).float() * 4)
         assert torch.equal(out["mask"], out["y"] > before["y"][0, 1].max())
         assert torch.equal(out["y"].flatten().sort().values, before["y"].flatten())
@@ -315,7 +315,7 @@ def test_factors_lie_in_the_papers_range_and_fill_it():
         sample = make_sample((4, 4, 3))
         sample["mask"][:] = True
         sample["x"] = 0.30 + 0.02 * sample["x"]  # narrow, so that nothing is clipped
-        out = augment(sample, torch.Generator().manual_seed(seed), probability=1)["x"]
+        out = augment(sample, torch.Generator().manual_seed(seed), spatial=1, intensity=1)["x"]
         brightness = (out.mean((1, 2, 3)) / sample["x"].mean((1, 2, 3))).tolist()
         contrast = (out.std((1, 2, 3)) / sample["x"].std((1, 2, 3))).tolist()
         assert brightness[0] == pytest.approx(brightness[1], rel=1e-3)  # one factor a sample
@@ -351,7 +351,7 @@ def test_the_generator_is_all_the_randomness():
 
 def test_probability_zero_changes_nothing():
     for seed in range(20):
-        out = augment(make_sample(), torch.Generator().manual_seed(seed), probability=0)
+        out = augment(make_sample(), torch.Generator().manual_seed(seed), spatial=0, intensity=0)
         assert all(torch.equal(out[k], v) for k, v in make_sample().items() if k != "subject")
 
 

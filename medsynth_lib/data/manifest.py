@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from .nifti import DataError, replacing
+from medsynth_lib.files import DataError, atomic
 
 MODALITIES = ("flair", "t1", "t1ce", "t2", "seg")
 TEXT = ("subject", "site", "split", *MODALITIES, "grade")
@@ -68,7 +68,7 @@ def write_manifest(frame, path):
     root = Path(frame.attrs.get("root", path.parent)).resolve()
     for column in frame.columns.intersection(MODALITIES):
         frame[column] = [os.path.relpath(root / cell, path.parent.resolve()) if cell else "" for cell in frame[column]]
-    with replacing(path) as temporary:
+    with atomic(path) as temporary:
         frame.to_csv(temporary, index=False)
 
 

@@ -7,7 +7,6 @@ as (z, y, x): its (155, 240, 240) is (240, 240, 155) here.
 import gzip
 import os
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -15,32 +14,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from medsynth_lib.files import DataError, atomic
+
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
 TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
-
-
-class DataError(ValueError):
-    """Input data that cannot be used; the message names the file, the value and the remedy."""
-
-
-@contextmanager
-def replacing(path):
-    """Yield a temporary name beside `path` that replaces `path` if all goes well, so no file is ever half written.
-
-    Raises DataError when the disk is full or the folder cannot be written; an earlier file of that name then stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".tmp{os.getpid()}_{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); "
-                        "free disk space or choose a writable folder.") from error
-    finally:
-        if temporary.is_file():  # only after a failure: os.replace has moved it otherwise
-            temporary.unlink()
 
 
 def read_volume(path, labels=False):
@@ -167,7 +144,7 @@ def write_volume(path, array, affine, dtype="int16"):
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    with replacing(path) as temporary:
+    with atomic(path) as temporary:
         nib.save(image, temporary)
 
 

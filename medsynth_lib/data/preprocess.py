@@ -15,7 +15,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, ResizeWithPadOrCropd, Spacingd
 from torch.utils.data import Dataset
 
-from .nifti import DataError, read_case, replacing
+from medsynth_lib.data.nifti import read_case
+from medsynth_lib.files import DataError, atomic
 
 NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
 NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
@@ -63,7 +64,7 @@ class Contract:
     def save(self, path):
         """Write the contract as YAML, atomically."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        with replacing(path) as temporary:
+        with atomic(path) as temporary:
             temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
 
     @classmethod
@@ -220,12 +221,13 @@ def restore(volume, case, contract):
     return MetaTensor(back.as_tensor().to(volume.dtype), affine=reference.affine)  # exact, not rounded on the way
 
 
-def augment(sample, generator, probability=0.5):
+def augment(sample, generator, spatial=0.5, intensity=0.5):
     """The paper's three augmentations (section 3) on a prepared sample; returns a new one.
 
-    Each happens with `probability`: rotation by 90, 180 or 270 degrees in the x-y plane (180 where X != Y), a flip of
-    each axis, both on x, y, mask and seg together; and contrast (about the brain mean) and brightness factors from
-    U(0.3, 1.5] on the brain of the inputs x only, one of each a sample, clipped to [0, 1].
+    With probability `spatial` each: rotation by 90, 180 or 270 degrees in the x-y plane (180 where X != Y), a flip of
+    each axis, on x, y, mask and seg together. With probability `intensity`: contrast (about the brain mean) and
+    brightness factors from U(0.3, 1.5] on the brain of the inputs x only, one of each a sample, clipped to [0, 1].
+    (Rows 1 and 2 of Table 2 differ in the intensity part.)
 
     All randomness comes from `generator` (CPU), so its state is all that a resumed run needs.
     Raises DataError for z-scored inputs: brightness is a factor only for intensities from 0.
@@ -235,14 +237,14 @@ def augment(sample, generator, probability=0.5):
     def draw():
         return torch.rand((), generator=generator).item()
 
-    if draw() < probability:
+    if draw() < spatial:
         square = sample["x"].shape[1] == sample["x"].shape[2]
         turns = 1 + int(3 * draw()) if square else 2
         images = {k: torch.rot90(v, turns, dims=(1, 2)) for k, v in images.items()}
     for axis in (1, 2, 3):
-        if draw() < probability:
+        if draw() < spatial:
             images = {k: torch.flip(v, dims=(axis,)) for k, v in images.items()}
-    if draw() < probability:
+    if draw() < intensity:
         contrast, brightness = 1.5 - 1.2 * draw(), 1.5 - 1.2 * draw()  # draw() is in [0, 1): factors in (0.3, 1.5]
         images["x"] = adjust(images["x"], images["mask"], contrast, brightness)
     return sample | images

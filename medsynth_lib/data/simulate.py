@@ -80,6 +80,7 @@ def write_case(folder, case, subject, site):
     for contrast in CONTRASTS:
         image = scan(subject, site, contrast)
         image *= min(1.0, STORED_RANGE / image.max())
-        write_volume(folder / f"{case}_{contrast}.nii.gz", np.rint(image), subject.affine, "int16")
+        stored = np.maximum(np.rint(image), subject.brain)  # at least 1 in the brain: 0 means outside
+        write_volume(folder / f"{case}_{contrast}.nii.gz", stored, subject.affine, "int16")
     write_volume(folder / f"{case}_seg.nii.gz", subject.seg, subject.affine, "uint8")
     (folder / "truth.json").write_text(json.dumps({k: round(float(subject.truth[k]), 3) for k in TRUTH}))

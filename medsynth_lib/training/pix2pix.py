@@ -28,7 +28,7 @@ def feature_matching_loss(fake, real):
 class Pix2Pix:
     """Generator FLAIR+T2 -> T1, with ``loss`` "l1" (the paper's text) or "gan" (LSGAN + 100 L1 + 1.5 feature matching).
 
-    ``recipe`` keys: width, loss, learning_rate, augmentation (probability; 0 turns it off).
+    ``recipe`` keys: width, loss, learning_rate, spatial and intensity (probabilities of the two kinds of augmentation).
     """
 
     def __init__(self, recipe):
@@ -45,10 +45,8 @@ class Pix2Pix:
 
     def prepare(self, batch, generator):
         """Augment each sample of a batch; the paper's three augmentations are in `augment`."""
-        if not self.recipe["augmentation"]:
-            return batch
-        n = len(batch["x"])
-        samples = [augment({k: v[i] for k, v in batch.items()}, generator, self.recipe["augmentation"]) for i in range(n)]
+        samples = [augment({k: batch[k][i] for k in ("x", "y", "mask")}, generator, self.recipe["spatial"],
+                           self.recipe["intensity"]) for i in range(len(batch["x"]))]
         return {k: torch.stack([s[k] for s in samples]) for k in ("x", "y", "mask")}
 
     def step(self, batch):

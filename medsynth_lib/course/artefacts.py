@@ -1,0 +1,127 @@
+"""Trained models that are made once: `train_or_load` returns one from the shipped folder, from the cache, or by training.
+
+An artefact is a folder: recipe.yaml, contract.yaml, weights.safetensors, checkpoint.safetensors (trainer state),
+history.csv, environment.json. Its name ends in a key made of recipe, data, contract and the algorithm's VERSION, so a
+changed number is another artefact, and shipped weights outlive commits that do not change the mathematics.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+
+from medsynth_lib.course.profiles import notebooks_folder
+from medsynth_lib.data.preprocess import Contract
+from medsynth_lib.files import atomic, cache_folder
+from medsynth_lib.training import loop, pix2pix
+
+ALGORITHMS = {"pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION)}
+
+
+@dataclass
+class Trained:
+    """A trained model: its networks (by name, in evaluation mode), how it was made, and where it came from."""
+
+    networks: dict
+    recipe: dict
+    contract: Contract
+    history: pd.DataFrame
+    environment: dict
+    folder: Path
+    origin: str  # "shipped", "cached" or "trained now"
+
+    def require(self, contract):
+        """Raise DataError unless data prepared by this contract may be given to this model."""
+        self.contract.require(contract)
+
+
+def train_or_load(name, recipe, train, tune, fabric=None):
+    """The model a recipe describes.
+
+    Args:
+        name: readable start of the folder's name, e.g. "pix2pix-SIMA".
+        recipe: plain dictionary with ``algorithm``, ``steps``, ``batch_size``, ``validate_every``, ``seed`` and what the
+            algorithm reads; everything in it is part of the key.
+        train, tune: PairedVolumes of one contract.
+
+    An interrupted training goes on from its checkpoint at the next call. Raises ValueError for a damaged artefact, naming
+    the folder to delete.
+    """
+    train.contract.require(tune.contract)
+    key = artefact_key(recipe, train, tune)
+    for origin, folder in (("shipped", notebooks_folder() / "pretrained" / f"{name}-{key}"),
+                           ("cached", cache_folder("artefacts") / f"{name}-{key}")):
+        if (folder / "weights.safetensors").exists():  # written last: it marks the artefact as complete
+            return load(folder, origin)
+    began = time.perf_counter()
+    make, _ = ALGORITHMS[recipe["algorithm"]]
+    torch.manual_seed(recipe["seed"])
+    algorithm = make(recipe)
+    loop.fit(algorithm, train, tune, folder, steps=recipe["steps"], seed=recipe["seed"], batch_size=recipe["batch_size"],
+             validate_every=recipe["validate_every"], fabric=fabric or Fabric(devices=1))
+    save(folder, algorithm, recipe, train.contract, time.perf_counter() - began)
+    return load(folder, "trained now")
+
+
+def artefact_key(recipe, train, tune):
+    """Eight hexadecimal digits that change with the recipe, the scans, the preprocessing and the algorithm's VERSION."""
+    _, algorithm_version = ALGORITHMS[recipe["algorithm"]]
+    scans = [data.frame.reindex(columns=["subject", "site", "source"]).fillna("real").values.tolist() for data in (train, tune)]
+    text = json.dumps([recipe, algorithm_version, scans, asdict(train.contract)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def save(folder, algorithm, recipe, contract, seconds):
+    """Complete an artefact folder, weights last."""
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    contract.save(folder / "contract.yaml")
+    environment = dict(medsynth=version("medsynth"), torch=torch.__version__, python=platform.python_version(),
+                       device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+                       threads=torch.get_num_threads(), seconds_in_last_session=round(seconds, 1))
+    write_text(folder / "environment.json", json.dumps(environment, indent=1))
+    tensors = {f"{name}/{k}": v.detach().cpu().contiguous()
+               for name, network in algorithm.networks.items() for k, v in network.state_dict().items()}
+    with atomic(folder / "weights.safetensors") as temporary:
+        save_file(tensors, temporary)
+
+
+def write_text(path, text):
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def load(folder, origin):
+    """Read an artefact folder; half-precision (shipped) weights become float32."""
+    try:
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "weights.safetensors")
+        algorithm = ALGORITHMS[recipe["algorithm"]][0](recipe)
+        for name, network in algorithm.networks.items():
+            own = {k.removeprefix(f"{name}/"): v.float() for k, v in tensors.items() if k.startswith(f"{name}/")}
+            network.load_state_dict(own)
+            network.eval()
+        return Trained(algorithm.networks, recipe, Contract.load(folder / "contract.yaml"),
+                       pd.read_csv(folder / "history.csv"),
+                       json.loads((folder / "environment.json").read_text(encoding="utf-8")), folder, origin)
+    except Exception as error:
+        raise ValueError(f"{folder}: damaged artefact ({error}); delete the folder to train it again") from error
+
+
+def ship(folder, target):
+    """Copy an artefact for shipping: weights and all texts, in half precision, without the trainer's state."""
+    folder = Path(folder)
+    with atomic(Path(target) / folder.name) as temporary:
+        temporary.mkdir()
+        for name in ("recipe.yaml", "contract.yaml", "history.csv", "environment.json"):
+            (temporary / name).write_bytes((folder / name).read_bytes())
+        save_file({k: v.half() for k, v in load_file(folder / "weights.safetensors").items()},
+                  temporary / "weights.safetensors")
