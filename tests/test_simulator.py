@@ -208,7 +208,8 @@ def test_known_ventricle_change_is_measured_in_the_image():
     """At 1 mm, CSF counted on a noise-free image in the ventricles' neighbourhood changes as the truth says, within 5 %."""
     def measured(subject):
         image = scan(subject, SITES["A"], "t2", noise=False)
-        signal = physics.tissue_signals(SITES["A"].sequences["t2"], 3.0) * SITES["A"].gain["t2"]
+        signal = physics.tissue_signals(SITES["A"].sequences["t2"], 3.0)
+        signal *= SITES["A"].gain["t2"] / signal[WM]
         a = atlas(1.0)
         vicinity = torch.nn.functional.max_pool3d(a.maps[3][None], 5, 1, 2)
         near = sample(vicinity, a.world_to_voxel, subject.coords)[0].numpy() > 0.5
@@ -262,6 +263,15 @@ def test_white_matter_is_brighter_than_grey_on_every_t1_and_darker_on_t2():
     for s in SITES.values():
         t1, t2 = (physics.tissue_signals(s.sequences[c], s.field) for c in ("t1", "t2"))
         assert t1[WM] > 1.1 * t1[physics.GM] > 1.1 * t1[CSF] and t2[WM] < t2[physics.GM] < t2[CSF]
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS)
+def test_gain_is_what_white_matter_is_stored_as(person, contrast):
+    """So that int16 has hundreds of grey levels; the gain of one image varies by 20 % (log-normal)."""
+    white = person.fractions[WM].numpy() > 0.97
+    for s in SITES.values():
+        assert np.median(scan(person, s, contrast, noise=False)[white]) == pytest.approx(s.gain[contrast], rel=0.1)
+        assert np.median(scan(person, s, contrast)[white]) == pytest.approx(s.gain[contrast], rel=0.6)
 
 
 def test_unknown_contrast_is_named(person):

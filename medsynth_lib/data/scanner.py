@@ -4,7 +4,7 @@ A site is a field strength, four pulse sequences, a point spread, a receive coil
 settings are typical-looking choices, not taken from the headers of any data set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ CONTRASTS = ("t1", "t1ce", "t2", "flair")
 @dataclass(frozen=True)
 class Site:
     """One scanner. ``noise`` is the Rician sigma relative to white matter, ``bias`` the log-amplitude of the coil field,
-    ``fwhm`` the point spread (x, y, z) in mm and ``gain`` the scale of the stored numbers, per contrast."""
+    ``fwhm`` the point spread (x, y, z) in mm and ``gain`` the number that white matter is stored as, per contrast."""
 
     name: str
     field: float
@@ -60,6 +60,19 @@ SITES = {s.name: s for s in (
 )}
 
 
+# what a domain shift is made of: the parts of a site that can be exchanged one at a time
+CAUSES = {"contrast": ("field", "sequences"), "resolution": ("fwhm",), "noise": ("noise",), "coil field": ("bias",),
+          "gain": ("gain",)}
+
+
+def mixed_site(site, other, *causes):
+    """``site`` with the named causes of domain shift taken from ``other``; its name, and so its noise, stays.
+
+    Raises KeyError for a cause that is not in CAUSES.
+    """
+    return replace(site, **{name: getattr(other, name) for cause in causes for name in CAUSES[cause]})
+
+
 def scan(subject, site, contrast, noise=True):
     """Magnitude image of a subject in scanner units, float32 (x, y, z), zero outside the brain (as BraTS ships it).
 
@@ -71,7 +84,7 @@ def scan(subject, site, contrast, noise=True):
     rng = np.random.default_rng([subject.seed, ord(site.name[0]), CONTRASTS.index(contrast)])
     image, white = ideal_image(subject, site.sequences[contrast], site.field)
     image = blur_to(image, site.fwhm[contrast], subject.spacing)
-    gain = site.gain[contrast]
+    gain = site.gain[contrast] / white
     if noise:
         image *= torch.exp(site.bias * random_field(rng, grid_axes(subject.shape, subject.spacing), 90)[0])
         sigma = site.noise * white * min(1.0, 1.5 / subject.spacing)  # larger voxels average noise

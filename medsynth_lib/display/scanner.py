@@ -1,0 +1,74 @@
+"""The scanner explorer: turn TR, TE, TI and field, and see what one brain looks like."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from medsynth_lib.data.physics import TISSUES, Sequence, tissue_signals
+from medsynth_lib.data.scanner import ideal_image
+from medsynth_lib.display.figures import slice_grid, slice_of
+from medsynth_lib.display.headless import headless
+
+RANGES = dict(tr=(300, 10_000, 100), te=(5, 200, 5), ti=(100, 4000, 50))  # ms: lowest, highest, step of the sliders
+
+
+def normalised_slice(subject, sequence, field, index):
+    """Axial slice of a noise-free image, scaled so that the 99.7th percentile of the brain is 1."""
+    image = ideal_image(subject, sequence, field)[0].numpy() * subject.brain
+    return slice_of(image / np.percentile(image[subject.brain], 99.7), index=index)
+
+
+def explore_scanner(subject, field=3.0):
+    """What TR, TE, TI and the field do to one slice: a static series always, sliders below it with a live kernel.
+
+    Returns the static figure: spin echoes of rising TE, inversion recoveries of rising TI.
+    """
+    index = int(np.median(np.argwhere(subject.brain)[:, 2]))
+    echo_times, inversion_times = (15, 40, 80, 120, 200), (400, 800, 1500, 2500, 3500)
+    rows = [[normalised_slice(subject, Sequence("spin_echo", dict(tr=4000, te=te)), field, index) for te in echo_times],
+            [normalised_slice(subject, Sequence("inversion_recovery", dict(tr=9000, te=100, ti=ti)), field, index)
+             for ti in inversion_times]]
+    figure = slice_grid(rows, ["spin echo, TR 4000\nTE →", "inversion recovery\nTR 9000, TE 100, TI →"],
+                        [f"TE {te} / TI {ti} ms" for te, ti in zip(echo_times, inversion_times, strict=True)],
+                        title=f"One simulated brain, ten settings, {field:g} T")
+    if not headless():
+        plt.show()
+        scanner_sliders(subject, index)
+    return figure
+
+
+def scanner_sliders(subject, index):
+    """Sliders for TR, TE, TI (0 is a spin echo) and a field switch, redrawing one slice and the tissue signals."""
+    import ipywidgets as widgets
+
+    def redraw(tr, te, ti, field):
+        settings = dict(tr=tr, te=te) | (dict(ti=ti) if ti else {})
+        sequence = Sequence("inversion_recovery" if ti else "spin_echo", settings)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+        left.imshow(normalised_slice(subject, sequence, field, index), origin="lower", cmap="gray", vmin=0, vmax=1)
+        left.axis("off")
+        right.barh([t.name for t in TISSUES], tissue_signals(sequence, field))
+        right.set(xlabel="signal (1 = pure water at equilibrium)", xlim=(0, 1))
+        plt.show()
+
+    def slider(name, value, lowest=None):
+        low, high, step = RANGES[name]
+        return widgets.IntSlider(value, low if lowest is None else lowest, high, step, description=f"{name.upper()} (ms)",
+                                 continuous_update=False)
+
+    widgets.interact(redraw, tr=slider("tr", 4000), te=slider("te", 100), ti=slider("ti", 0, lowest=0),
+                     field=widgets.ToggleButtons(options=[1.5, 3.0], description="field (T)"))
+
+
+def inversion_curves(field, tr, te, mark):
+    """Signal of the main tissues against TI, with the used TI marked: where FLAIR's name comes from."""
+    ti = np.arange(50, 4000, 25)
+    signals = np.stack([tissue_signals(Sequence("inversion_recovery", dict(tr=tr, te=te, ti=t)), field) for t in ti])
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for tissue, curve in zip(TISSUES, signals.T, strict=True):
+        if tissue.name in ("white matter", "grey matter", "CSF", "oedema"):
+            axis.plot(ti, curve, label=tissue.name)
+    axis.axvline(mark, color="k", linestyle=":", label=f"TI used: {mark} ms")
+    axis.set(xlabel="inversion time TI (ms)", ylabel="signal", title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return figure
