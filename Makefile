@@ -7,7 +7,7 @@ JOBS    ?= 1
 DATA_DIR ?=
 BIN     := .venv/bin
 
-.PHONY: help run test lab student bench lint clean
+.PHONY: help run test lab student bench bench-gpu full-size lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,7 +15,8 @@ help:
 	@echo 'make lab      open JupyterLab in notebooks/'
 	@echo 'make test     all tests, then every notebook in profile quick'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
-	@echo 'make bench    the benchmarks; tables and JSON in build/bench'
+	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix on a GPU)'
+	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
 	@echo 'make lint     ruff on library, tests and notebooks'
 	@echo 'make clean    remove build/ and caches; .venv stays'
 
@@ -45,8 +46,14 @@ student: .venv/stamp
 
 bench: .venv/stamp
 	@mkdir -p build/bench
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --out build/bench || exit 1; done
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 	@echo 'benchmarks: build/bench'
+
+bench-gpu: .venv/stamp
+	$(BIN)/python benchmarks/bench_pix2pix.py --device cuda
+
+full-size: .venv/stamp
+	DATA_DIR='$(DATA_DIR)' $(BIN)/python benchmarks/full_size.py
 
 lint: .venv/stamp
 	$(BIN)/ruff check .

@@ -34,8 +34,9 @@ def atomic(path):
         if not (temporary.is_dir() and path.is_dir()):
             os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); "
-                        "free disk space or choose a writable folder.") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or choose a writable folder."
+        ) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -35,6 +35,7 @@ def make_brats(folder, name, modalities=("flair", "t1", "t1ce", "t2", "seg"), en
 
 # --- CSV ---
 
+
 def test_round_trip_keeps_text_and_numbers(tmp_path):
     frame = scans(A=2).assign(subject=["007", "NA"], flair=["x/f.nii", ""], vent_ml=[17.5, np.nan], split="train")
     write_manifest(frame, tmp_path / "manifest.csv")
@@ -57,12 +58,15 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
     assert back["flair"][0].startswith("..") and (back.attrs["root"] / back["flair"][0]).is_file()
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", ["not a readable CSV"]),
-    ("subject,split\n1,a\n", ["no column 'site'"]),
-    ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
-    ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["not a readable CSV"]),
+        ("subject,split\n1,a\n", ["no column 'site'"]),
+        ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
+        ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
+    ],
+)
 def test_bad_manifests(tmp_path, text, words):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(DataError) as caught:
@@ -91,6 +95,7 @@ def test_disk_full_leaves_the_earlier_manifest(tmp_path, monkeypatch):
 
 # --- discovery ---
 
+
 def test_brats_2019_layout(tmp_path):
     make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_CBICA_AAB_1")
     make_brats(tmp_path / "Data_Training" / "LGG", "BraTS19_TCIA13_615_1", ending=".nii")
@@ -110,7 +115,8 @@ def test_brats_2020_sites_come_from_the_name_mapping(tmp_path):
         make_brats(tmp_path / "Training", f"BraTS20_Training_{number}")
     (tmp_path / "Training" / "name_mapping.csv").write_text(
         "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
-        "HGG,BraTS19_TCIA01_235_1,BraTS20_Training_001\nLGG,NA,BraTS20_Training_002\n")
+        "HGG,BraTS19_TCIA01_235_1,BraTS20_Training_001\nLGG,NA,BraTS20_Training_002\n"
+    )
     frame = find_cases(tmp_path)
     assert frame["site"].tolist() == ["TCIA", "unknown", "unknown"]
     assert frame["grade"].tolist() == ["HGG", "LGG", ""]
@@ -157,6 +163,7 @@ def test_open_dataset_prefers_the_manifest(tmp_path):
 
 # --- splits ---
 
+
 def test_leaks_are_named_across_sites():
     frame = scans(A=3, B=3).assign(split=["train"] * 3 + ["test"] * 3)
     check_leaks(frame)
@@ -193,16 +200,20 @@ def test_splits_are_disjoint_random_and_repeatable():
     shuffled = split_source_target(frame.sample(frac=1, random_state=0), "A", "B", n_adapt=8, n_tune=3, seed=1)
     pd.testing.assert_frame_equal(shuffled.sort_index(), split)  # the draw depends on the subjects, not on their order
     assert not split_source_target(frame, "A", "B", n_adapt=8, seed=2)["split"].equals(
-        split_source_target(frame, "A", "B", n_adapt=8, seed=1)["split"])
+        split_source_target(frame, "A", "B", n_adapt=8, seed=1)["split"]
+    )
     assert (frame["split"] == "").all()
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (dict(source="A", target="B", n_adapt=5), "n_adapt=5"),
-    (dict(source="A", target="B", n_adapt=3, n_tune=2), "n_tune=2"),
-    (dict(source="A", target="C", n_adapt=1), "'C'"),
-    (dict(source="A", target="A", n_adapt=1), "two of the sites"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(source="A", target="B", n_adapt=5), "n_adapt=5"),
+        (dict(source="A", target="B", n_adapt=3, n_tune=2), "n_tune=2"),
+        (dict(source="A", target="C", n_adapt=1), "'C'"),
+        (dict(source="A", target="A", n_adapt=1), "two of the sites"),
+    ],
+)
 def test_impossible_splits(arguments, words):
     with pytest.raises(DataError, match=words):
         split_source_target(scans(A=4, B=5), **arguments)

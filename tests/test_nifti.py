@@ -37,6 +37,7 @@ def refused(call, *words):
 
 # --- variants that must read right ---
 
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f8", ">f4", "u1"])
 def test_types_and_byte_orders(tmp_path, dtype, ending):
@@ -80,6 +81,7 @@ def test_trailing_singleton_axis_is_accepted(tmp_path):
 
 # --- faults ---
 
+
 def test_missing_file(tmp_path):
     refused(lambda: read_volume(tmp_path / "no.nii"), "no.nii", "no such file")
 
@@ -87,7 +89,7 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize("part", [0.5, 0.9])
 def test_truncated_gzip(tmp_path, part):
     path = save(tmp_path / "v.nii.gz", np.random.default_rng(0).integers(1, 9999, (20, 20, 20)).astype(np.int16))
-    path.write_bytes(path.read_bytes()[:int(part * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     refused(lambda: read_volume(path), path, "truncated", "again")
 
 
@@ -161,6 +163,7 @@ def test_singular_affine(tmp_path):
 
 # --- cases ---
 
+
 def make_case(folder, **changes):
     for seed, name in enumerate(("flair", "t2", "t1")):
         save(folder / f"{name}.nii", voxels(seed))
@@ -218,6 +221,7 @@ def test_affines_agree_within_tolerance(tmp_path):
 
 
 # --- writing ---
+
 
 def test_write_then_read(tmp_path):
     tilted = AFFINE.copy()

@@ -16,8 +16,18 @@ from medsynth_lib.models.pix2pix import BlurPool, DenseShortcut, Discriminator, 
 from medsynth_lib.training import loop
 from medsynth_lib.training.pix2pix import Pix2Pix, feature_matching_loss, lsgan_loss
 
-RECIPE = dict(algorithm="pix2pix", width=4, loss="l1", learning_rate=0.005, spatial=0.5, intensity=0.5, steps=8,
-              batch_size=2, validate_every=3, seed=0)
+RECIPE = dict(
+    algorithm="pix2pix",
+    width=4,
+    loss="l1",
+    learning_rate=0.005,
+    spatial=0.5,
+    intensity=0.5,
+    steps=8,
+    batch_size=2,
+    validate_every=3,
+    seed=0,
+)
 
 
 class Volumes(torch.utils.data.Dataset):
@@ -25,9 +35,14 @@ class Volumes(torch.utils.data.Dataset):
 
     def __init__(self, n, seed, size=16):
         generator = torch.Generator().manual_seed(seed)
-        self.samples = [dict(x=torch.rand(2, size, size, size, generator=generator),
-                             y=torch.rand(1, size, size, size, generator=generator),
-                             mask=torch.ones(1, size, size, size, dtype=torch.bool)) for _ in range(n)]
+        self.samples = [
+            dict(
+                x=torch.rand(2, size, size, size, generator=generator),
+                y=torch.rand(1, size, size, size, generator=generator),
+                mask=torch.ones(1, size, size, size, dtype=torch.bool),
+            )
+            for _ in range(n)
+        ]
 
     def __len__(self):
         return len(self.samples)
@@ -39,14 +54,26 @@ class Volumes(torch.utils.data.Dataset):
 def trained(folder, steps, recipe=RECIPE, **options):
     torch.manual_seed(0)
     algorithm = Pix2Pix(recipe)
-    history = loop.fit(algorithm, Volumes(5, 1), Volumes(2, 2), folder, steps=steps, batch_size=2, validate_every=3,
-                       checkpoint_every=3, **options)
+    history = loop.fit(
+        algorithm,
+        Volumes(5, 1),
+        Volumes(2, 2),
+        folder,
+        steps=steps,
+        batch_size=2,
+        validate_every=3,
+        checkpoint_every=3,
+        **options,
+    )
     return algorithm, history
 
 
 def same_weights(a, b):
-    return all(torch.equal(v, b.networks[n].state_dict()[k]) for n, net in a.networks.items()
-               for k, v in net.state_dict().items())
+    return all(
+        torch.equal(v, b.networks[n].state_dict()[k])
+        for n, net in a.networks.items()
+        for k, v in net.state_dict().items()
+    )
 
 
 # ---------------------------------------------------------------- networks
@@ -66,7 +93,9 @@ def test_forward_cost_is_528_gmac():
 
     def hook(module, inputs, output):
         kernel = module.weight[0].numel() if isinstance(module, torch.nn.Conv3d) else module.weight[:, :].numel()
-        voxels = output[0, 0].numel() * output.shape[1] if isinstance(module, torch.nn.Conv3d) else inputs[0][0, 0].numel()
+        voxels = (
+            output[0, 0].numel() * output.shape[1] if isinstance(module, torch.nn.Conv3d) else inputs[0][0, 0].numel()
+        )
         total.append(kernel * voxels)
 
     with torch.device("meta"):
@@ -269,7 +298,7 @@ def test_damaged_checkpoint_is_named(tmp_path):
 def test_every_epoch_shows_every_sample_once():
     for seed in (0, 1):
         shown = [i for step in range(12) for i in loop.batch_indices(8, 2, seed, step)]
-        assert all(sorted(shown[e * 8:e * 8 + 8]) == list(range(8)) for e in range(3))
+        assert all(sorted(shown[e * 8 : e * 8 + 8]) == list(range(8)) for e in range(3))
         assert shown[:8] != shown[8:16]
 
 
@@ -286,6 +315,7 @@ class Prepared(Volumes):
 
     def __init__(self, n, seed, contract=None):
         import pandas as pd
+
         super().__init__(n, seed)
         self.contract = contract or Contract()
         self.frame = pd.DataFrame([dict(subject=f"s{seed}{i}", site="A") for i in range(n)])
@@ -316,9 +346,14 @@ def test_shipped_artefact_is_half_precision_and_preferred(tmp_path, monkeypatch)
 
 def test_artefact_key_follows_recipe_data_and_contract():
     data = Prepared(3, 1), Prepared(2, 2)
-    keys = {artefacts.artefact_key(RECIPE, *data), artefacts.artefact_key(RECIPE | {"width": 8}, *data),
-            artefacts.artefact_key(RECIPE, Prepared(4, 1), data[1]),
-            artefacts.artefact_key(RECIPE, *(Prepared(n, s, Contract(normalisation="minmax")) for n, s in ((3, 1), (2, 2))))}
+    keys = {
+        artefacts.artefact_key(RECIPE, *data),
+        artefacts.artefact_key(RECIPE | {"width": 8}, *data),
+        artefacts.artefact_key(RECIPE, Prepared(4, 1), data[1]),
+        artefacts.artefact_key(
+            RECIPE, *(Prepared(n, s, Contract(normalisation="minmax")) for n, s in ((3, 1), (2, 2)))
+        ),
+    }
     assert len(keys) == 4
 
 
@@ -332,6 +367,7 @@ def test_damaged_artefact_is_named(tmp_path, monkeypatch):
 
 def test_fabric_gives_the_same_weights(tmp_path):
     from lightning_fabric import Fabric
+
     plain, _ = trained(tmp_path / "a", 8)
     fabric, _ = trained(tmp_path / "b", 8, fabric=Fabric(accelerator="cpu", devices=1))
     for a, b in zip(plain.networks["generator"].parameters(), fabric.networks["generator"].parameters(), strict=True):

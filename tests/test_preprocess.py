@@ -55,6 +55,7 @@ def brain():
 
 # --- contract ---
 
+
 def test_paper_contract():
     paper = Contract.for_paper()
     assert (paper.size, paper.spacing, paper.normalisation) == ((192, 192, 144), (1, 1, 1), "minmax")
@@ -97,6 +98,7 @@ def test_impossible_contracts(tmp_path):
 
 
 # --- geometry ---
+
 
 def test_prepare_gives_what_it_states():
     sample = prepare(make_case(), SMALL)
@@ -203,6 +205,7 @@ def test_prepare_names_what_is_missing():
 
 # --- normalisation ---
 
+
 @pytest.mark.parametrize("method", ["minmax", "percentile", "zscore", "nyul"])
 def test_a_positive_gain_changes_nothing(method):
     marks = [0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.7, 0.8, 0.9, 1]
@@ -220,8 +223,9 @@ def test_a_positive_gain_changes_nothing(method):
 def test_an_offset_of_the_brain_changes_nothing_but_minmax(method):
     marks = np.linspace(0, 1, 11).tolist()
     shifted = torch.where(brain() != 0, brain() + 250, 0)
-    torch.testing.assert_close(normalise(shifted, method, landmarks=marks), normalise(brain(), method, landmarks=marks),
-                               atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        normalise(shifted, method, landmarks=marks), normalise(brain(), method, landmarks=marks), atol=1e-5, rtol=0
+    )
     assert (normalise(shifted, "minmax") - normalise(brain(), "minmax")).abs().max() > 0.1
 
 
@@ -230,8 +234,10 @@ def test_one_bright_voxel_breaks_minmax_but_not_percentiles():
     bright[0, 8, 8, 6] = 10 * brain().max()
     rest = brain() != 0
     rest[0, 8, 8, 6] = False
-    change = {method: (normalise(bright, method) - normalise(brain(), method))[rest].abs().median()
-              for method in ("minmax", "percentile")}
+    change = {
+        method: (normalise(bright, method) - normalise(brain(), method))[rest].abs().median()
+        for method in ("minmax", "percentile")
+    }
     assert normalise(bright, "minmax")[rest].max() == pytest.approx(0.1, abs=1e-4)
     assert normalise(bright, "percentile")[rest].max() == 1
     assert change["minmax"] > 0.1 and change["percentile"] < 0.01
@@ -253,8 +259,12 @@ def test_nyul_maps_percentiles_onto_the_standard_scale():
         np.testing.assert_allclose(np.percentile(out, NYUL_PERCENTILES), marks, atol=0.02)
     one = nyul_landmarks([brain()])
     linear = (brain() - np.percentile(brain()[brain() != 0], 1)) / np.ptp(np.percentile(brain()[brain() != 0], (1, 99)))
-    torch.testing.assert_close(normalise(brain(), "nyul", landmarks=one)[brain() != 0],
-                               linear.clip(0, 1)[brain() != 0].float(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        normalise(brain(), "nyul", landmarks=one)[brain() != 0],
+        linear.clip(0, 1)[brain() != 0].float(),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_prepare_uses_each_modalitys_landmarks():
@@ -278,6 +288,7 @@ def test_nothing_to_normalise():
 
 
 # --- augmentation ---
+
 
 def make_sample(shape=(16, 16, 12)):
     """x and y equal and every voxel different, so that any misalignment shows."""
@@ -304,8 +315,10 @@ def test_everything_turns_together_and_the_target_keeps_its_intensities():
 
 def test_all_sixteen_positions_of_a_square_occur_but_only_eight_of_an_oblong():
     for shape, count in (((4, 4, 3), 16), ((4, 6, 3), 8)):
-        seen = {tuple(augment(make_sample(shape), torch.Generator().manual_seed(s))["y"].flatten().tolist())
-                for s in range(400)}
+        seen = {
+            tuple(augment(make_sample(shape), torch.Generator().manual_seed(s))["y"].flatten().tolist())
+            for s in range(400)
+        }
         assert len(seen) == count
 
 
@@ -357,6 +370,7 @@ def test_probability_zero_changes_nothing():
 
 # --- data set ---
 
+
 @pytest.fixture
 def frame(tmp_path):
     rows = []
@@ -364,8 +378,11 @@ def frame(tmp_path):
         row = {"subject": f"S{number}", "site": "A", "split": "train"}
         for key, volume in make_case((16, 16, 12)).items():
             row[key] = f"S{number}_{key}.nii.gz"
-            write_volume(tmp_path / row[key], volume if key == "seg" else volume * (1 + number) + 10 * number,
-                         volume.affine.numpy())
+            write_volume(
+                tmp_path / row[key],
+                volume if key == "seg" else volume * (1 + number) + 10 * number,
+                volume.affine.numpy(),
+            )
         rows.append(row)
     frame = pd.DataFrame(rows)
     frame.attrs["root"] = tmp_path

@@ -165,7 +165,9 @@ def test_one_seed_is_one_subject_at_every_grid():
     """Stated for 64^3 at 3 mm against 96^3 at 2 mm: brain and tumour 3 %, ventricles 5 %, oedema label 12 %."""
     for seed in range(6):
         small, large = make_subject(seed, (64,) * 3, 3.0).truth, make_subject(seed, (96,) * 3, 2.0).truth
-        for key, tolerance in dict(brain_ml=0.03, enhancing_ml=0.03, necrotic_ml=0.03, ventricle_ml=0.05, oedema_ml=0.12).items():
+        for key, tolerance in dict(
+            brain_ml=0.03, enhancing_ml=0.03, necrotic_ml=0.03, ventricle_ml=0.05, oedema_ml=0.12
+        ).items():
             assert small[key] == pytest.approx(large[key], rel=tolerance, abs=0.05), (seed, key)
 
 
@@ -206,6 +208,7 @@ def test_deformation_does_not_fold(seed):
 
 def test_known_ventricle_change_is_measured_in_the_image():
     """At 1 mm, CSF counted on a noise-free image in the ventricles' neighbourhood changes as the truth says, within 5 %."""
+
     def measured(subject):
         image = scan(subject, SITES["A"], "t2", noise=False)
         signal = physics.tissue_signals(SITES["A"].sequences["t2"], 3.0)
@@ -224,9 +227,20 @@ def test_known_ventricle_change_is_measured_in_the_image():
 
 def test_twelve_structures_have_plausible_volumes():
     """Approximate labels: within a factor of two of typical adult volumes (both sides, ml)."""
-    typical = {"cerebral white matter": 450, "cerebral cortex": 500, "lateral ventricle": 20, "cerebellar white matter": 28,
-               "cerebellar cortex": 110, "thalamus": 14, "caudate": 7, "putamen": 10, "pallidum": 3.5, "brainstem": 21,
-               "hippocampus": 7.5, "amygdala": 3.3}
+    typical = {
+        "cerebral white matter": 450,
+        "cerebral cortex": 500,
+        "lateral ventricle": 20,
+        "cerebellar white matter": 28,
+        "cerebellar cortex": 110,
+        "thalamus": 14,
+        "caudate": 7,
+        "putamen": 10,
+        "pallidum": 3.5,
+        "brainstem": 21,
+        "hippocampus": 7.5,
+        "amygdala": 3.3,
+    }
     mean = {k: 0.0 for k in typical}
     for seed in range(4):
         for k, v in structure_volumes(make_subject(seed, (96,) * 3, 2.0, tumour=False)).items():
@@ -290,6 +304,7 @@ def test_seed_ranges_are_disjoint():
 def test_dataset_resumes_after_a_crash(tmp_path, monkeypatch):
     """A run that dies in the middle leaves whole cases only; the next run finishes it to the same bytes."""
     import medsynth_lib.data.simulate as simulate
+
     arguments = dict(counts=dict(train=2, test=1), shape=(32, 32, 24), spacing=6.0)
     whole = simulated_dataset(**arguments, folder=tmp_path / "whole")
     write, calls = simulate.write_volume, []
@@ -314,11 +329,16 @@ def test_dataset_resumes_after_a_crash(tmp_path, monkeypatch):
 
 def test_dataset_has_the_brats_layout(tmp_path):
     import nibabel as nib
+
     frame = simulated_dataset(dict(tune=1), (32, 32, 24), 6.0, folder=tmp_path)
     assert frame["split"].tolist() == ["tune"] * 2 and frame["site"].tolist() == ["SIMA", "SIMB"]
     assert frame["subject"].nunique() == 1 and frame["source"].str.contains("simulated").all()
     image = nib.load(tmp_path / frame["t1"][0])
-    assert image.get_data_dtype() == np.int16 and image.shape == (32, 32, 24) and nib.aff2axcodes(image.affine) == tuple("RAS")
+    assert (
+        image.get_data_dtype() == np.int16
+        and image.shape == (32, 32, 24)
+        and nib.aff2axcodes(image.affine) == tuple("RAS")
+    )
     assert (tmp_path / frame["t1"][0]).name == "BraTS19_SIMA_20000_1_t1.nii.gz"
     truth = json.loads((tmp_path / "HGG" / "BraTS19_SIMA_20000_1" / "truth.json").read_text())
     assert truth["brain_ml"] == pytest.approx(frame["brain_ml"][0])

@@ -58,16 +58,27 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     """
     train.contract.require(tune.contract)
     key = artefact_key(recipe, train, tune)
-    for origin, folder in (("shipped", notebooks_folder() / "pretrained" / f"{name}-{key}"),
-                           ("cached", cache_folder("artefacts") / f"{name}-{key}")):
+    for origin, folder in (
+        ("shipped", notebooks_folder() / "pretrained" / f"{name}-{key}"),
+        ("cached", cache_folder("artefacts") / f"{name}-{key}"),
+    ):
         if (folder / "weights.safetensors").exists():  # written last: it marks the artefact as complete
             return load(folder, origin)
     began = time.perf_counter()
     make, _ = ALGORITHMS[recipe["algorithm"]]
     torch.manual_seed(recipe["seed"])
     algorithm = make(recipe)
-    loop.fit(algorithm, train, tune, folder, steps=recipe["steps"], seed=recipe["seed"], batch_size=recipe["batch_size"],
-             validate_every=recipe["validate_every"], fabric=fabric or Fabric(devices=1))
+    loop.fit(
+        algorithm,
+        train,
+        tune,
+        folder,
+        steps=recipe["steps"],
+        seed=recipe["seed"],
+        batch_size=recipe["batch_size"],
+        validate_every=recipe["validate_every"],
+        fabric=fabric or Fabric(devices=1),
+    )
     save(folder, algorithm, recipe, train.contract, time.perf_counter() - began)
     return load(folder, "trained now")
 
@@ -75,7 +86,10 @@ def train_or_load(name, recipe, train, tune, fabric=None):
 def artefact_key(recipe, train, tune):
     """Eight hexadecimal digits that change with the recipe, the scans, the preprocessing and the algorithm's VERSION."""
     _, algorithm_version = ALGORITHMS[recipe["algorithm"]]
-    scans = [data.frame.reindex(columns=["subject", "site", "source"]).fillna("real").values.tolist() for data in (train, tune)]
+    scans = [
+        data.frame.reindex(columns=["subject", "site", "source"]).fillna("real").values.tolist()
+        for data in (train, tune)
+    ]
     text = json.dumps([recipe, algorithm_version, scans, asdict(train.contract)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -84,12 +98,20 @@ def save(folder, algorithm, recipe, contract, seconds):
     """Complete an artefact folder, weights last."""
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     contract.save(folder / "contract.yaml")
-    environment = dict(medsynth=version("medsynth"), torch=torch.__version__, python=platform.python_version(),
-                       device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-                       threads=torch.get_num_threads(), seconds_in_last_session=round(seconds, 1))
+    environment = dict(
+        medsynth=version("medsynth"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        threads=torch.get_num_threads(),
+        seconds_in_last_session=round(seconds, 1),
+    )
     write_text(folder / "environment.json", json.dumps(environment, indent=1))
-    tensors = {f"{name}/{k}": v.detach().cpu().contiguous()
-               for name, network in algorithm.networks.items() for k, v in network.state_dict().items()}
+    tensors = {
+        f"{name}/{k}": v.detach().cpu().contiguous()
+        for name, network in algorithm.networks.items()
+        for k, v in network.state_dict().items()
+    }
     with atomic(folder / "weights.safetensors") as temporary:
         save_file(tensors, temporary)
 
@@ -109,9 +131,15 @@ def load(folder, origin):
             own = {k.removeprefix(f"{name}/"): v.float() for k, v in tensors.items() if k.startswith(f"{name}/")}
             network.load_state_dict(own)
             network.eval()
-        return Trained(algorithm.networks, recipe, Contract.load(folder / "contract.yaml"),
-                       pd.read_csv(folder / "history.csv"),
-                       json.loads((folder / "environment.json").read_text(encoding="utf-8")), folder, origin)
+        return Trained(
+            algorithm.networks,
+            recipe,
+            Contract.load(folder / "contract.yaml"),
+            pd.read_csv(folder / "history.csv"),
+            json.loads((folder / "environment.json").read_text(encoding="utf-8")),
+            folder,
+            origin,
+        )
     except Exception as error:
         raise ValueError(f"{folder}: damaged artefact ({error}); delete the folder to train it again") from error
 
@@ -123,5 +151,7 @@ def ship(folder, target):
         temporary.mkdir()
         for name in ("recipe.yaml", "contract.yaml", "history.csv", "environment.json"):
             (temporary / name).write_bytes((folder / name).read_bytes())
-        save_file({k: v.half() for k, v in load_file(folder / "weights.safetensors").items()},
-                  temporary / "weights.safetensors")
+        save_file(
+            {k: v.half() for k, v in load_file(folder / "weights.safetensors").items()},
+            temporary / "weights.safetensors",
+        )

@@ -21,8 +21,9 @@ def lesson_manifest(lesson):
     """
     s = lesson.settings
     if lesson.data_dir is None:
-        return simulated_dataset(s.counts, tuple(s.shape), s.spacing, tuple(s.sites), jobs=min(os.cpu_count(), 8),
-                                 progress=not headless())
+        return simulated_dataset(
+            s.counts, tuple(s.shape), s.spacing, tuple(s.sites), jobs=min(os.cpu_count(), 8), progress=not headless()
+        )
     frame = open_dataset(lesson.data_dir)
     if (frame["split"] == "").all():
         frame = split_sites(frame, lesson.seed)
@@ -40,8 +41,10 @@ def split_sites(frame, seed):
         subjects = np.random.default_rng([seed, number]).permutation(sorted(set(frame.loc[rows, "subject"])))
         n_test, n_tune = (max(1, round(share * len(subjects))) for share in SHARES.values())
         if len(subjects) < n_test + n_tune + 1:
-            raise DataError(f"{frame.attrs.get('root', 'manifest')}: site {site} has {len(subjects)} subject(s), but at least 3 "
-                            "are needed for train, tune and test; add subjects or leave the site out.")
+            raise DataError(
+                f"{frame.attrs.get('root', 'manifest')}: site {site} has {len(subjects)} subject(s), but at least 3 "
+                "are needed for train, tune and test; add subjects or leave the site out."
+            )
         role = {s: "test" if i < n_test else "tune" if i < n_test + n_tune else "train" for i, s in enumerate(subjects)}
         frame.loc[rows, "split"] = frame.loc[rows, "subject"].map(role)
     return frame
@@ -53,7 +56,9 @@ def site_pair(frame):
     if {"CBICA", "TCIA"} <= names:
         return "CBICA", "TCIA"
     if len(names) < 2:
-        raise DataError(f"{frame.attrs.get('root', 'manifest')}: only site {', '.join(names)}; a domain shift needs two sites.")
+        raise DataError(
+            f"{frame.attrs.get('root', 'manifest')}: only site {', '.join(names)}; a domain shift needs two sites."
+        )
     largest = frame["site"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     return tuple(sorted(largest.index[:2]))
 

@@ -38,6 +38,7 @@ mi[mathvariant^="bold"] { font-weight: bold; }
 math[display="block"] { margin: .8em 0; overflow-x: auto; }
 p.back { font: 14px sans-serif; margin: 0 0 0 4.3rem; }
 img { max-width: 100%; height: auto; }
+.jp-OutputArea .highlight pre { font: 13px/1.35 monospace; }
 </style>{% endblock %}
 {% block body_header %}{{ super() }}<p class="back"><a href="index.html">all notebooks</a></p>{% endblock %}
 {% block any_cell scoped %}
@@ -145,7 +146,7 @@ def _card(out: Path, row: dict, exporter, pictures) -> str:
     results = _results(out / number / "results.json")
     if results["results"]:
         links += f' <a href="{number}/results.json">results</a>'
-    facts = f'{row["seconds"]:.1f} s · {row["peak_mib"]} MiB'
+    facts = f"{row['seconds']:.1f} s · {row['peak_mib']} MiB"
     error = f"<pre>{html.escape(row['error'] or 'stopped')}</pre>" if row["status"] != "ok" else ""
     return f"""<article><header>{head}<p><b class="{row["status"]}">{row["status"]}</b> {facts}</p></header>
 {_figure(out / number / "main.png", results["caption"])}{error}{_numbers(results["results"])}

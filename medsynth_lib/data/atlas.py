@@ -19,8 +19,21 @@ from medsynth_lib.files import atomic, cache_folder
 
 VERSION = 1  # raise when a map changes: it is part of the cache's name
 MAPS = ("wm", "gm", "csf", "ventricle", "rim", "deep")
-STRUCTURES = ("background", "cerebral white matter", "cerebral cortex", "lateral ventricle", "cerebellar white matter",
-              "cerebellar cortex", "thalamus", "caudate", "putamen", "pallidum", "brainstem", "hippocampus", "amygdala")
+STRUCTURES = (
+    "background",
+    "cerebral white matter",
+    "cerebral cortex",
+    "lateral ventricle",
+    "cerebellar white matter",
+    "cerebellar cortex",
+    "thalamus",
+    "caudate",
+    "putamen",
+    "pallidum",
+    "brainstem",
+    "hippocampus",
+    "amygdala",
+)
 
 # Approximate: ellipsoids (centre, semi-axes, mm) around published MNI coordinates of each structure on the right side,
 # cut by the tissue maps. They are good for volumes and positions, not a segmentation reference.
@@ -67,9 +80,14 @@ def atlas(spacing=1.0):
         with atomic(path) as temporary:
             np.savez(temporary, **arrays)
     with np.load(path) as a:
-        return Atlas(torch.from_numpy(a["maps"]).float().div_(255), torch.from_numpy(a["labels"])[None],
-                     torch.from_numpy(a["push"]).float(), np.linalg.inv(a["affine"]), np.linalg.inv(a["push_affine"]),
-                     a["tumour_centres"])
+        return Atlas(
+            torch.from_numpy(a["maps"]).float().div_(255),
+            torch.from_numpy(a["labels"])[None],
+            torch.from_numpy(a["push"]).float(),
+            np.linalg.inv(a["affine"]),
+            np.linalg.inv(a["push_affine"]),
+            a["tumour_centres"],
+        )
 
 
 def build_maps():
@@ -80,8 +98,9 @@ def build_maps():
     t1, gm, wm = t1[box], gm[box], wm[box]
     affine = image.affine.copy()
     affine[:3, 3] += [s.start for s in box]
-    mm = np.meshgrid(*(np.arange(n, dtype=np.float32) + affine[i, 3] for i, n in enumerate(t1.shape)),
-                     indexing="ij", sparse=True)
+    mm = np.meshgrid(
+        *(np.arange(n, dtype=np.float32) + affine[i, 3] for i, n in enumerate(t1.shape)), indexing="ij", sparse=True
+    )
     brain = ndi.binary_fill_holes(t1 > 0)
     csf = np.clip(1 - gm - wm, 0, 1) * brain
     ventricle = ventricle_map(csf, brain, mm)
@@ -94,8 +113,14 @@ def build_maps():
     white = ndi.distance_transform_edt(ndi.gaussian_filter(wm, 2) > 0.55)
     centres = np.argwhere((white > 3) & (distance > 8) & (mm[2] > -8) & (mm[2] < 50)) + affine[:3, 3]
     push, push_affine = ventricle_push(distance, affine)
-    return dict(maps=np.stack([wm, gm, csf, ventricle, rim, deep]).astype(np.float32), labels=labels, push=push,
-                affine=affine, push_affine=push_affine, tumour_centres=centres.astype(np.float32))
+    return dict(
+        maps=np.stack([wm, gm, csf, ventricle, rim, deep]).astype(np.float32),
+        labels=labels,
+        push=push,
+        affine=affine,
+        push_affine=push_affine,
+        tumour_centres=centres.astype(np.float32),
+    )
 
 
 def ventricle_map(csf, brain, mm):
@@ -132,12 +157,17 @@ def structure_labels(wm, gm, brain, ventricle, mm):
     tissue = brain & (wm + gm > 0.5)
     labels = np.zeros(brain.shape, np.uint8)
     for name, mask in (
-        ("cerebral white matter", tissue & white), ("cerebral cortex", tissue & ~white),
+        ("cerebral white matter", tissue & white),
+        ("cerebral cortex", tissue & ~white),
         ("cerebellar white matter", tissue & white & cerebellum),
-        ("cerebellar cortex", tissue & ~white & cerebellum), ("brainstem", tissue & region["brainstem"]),
-        ("thalamus", tissue & region["thalamus"]), ("caudate", region["caudate"] & (gm > 0.5)),
-        ("putamen", region["putamen"] & (gm > 0.3)), ("pallidum", tissue & region["pallidum"]),
-        ("amygdala", region["amygdala"] & (gm > 0.5)), ("hippocampus", region["hippocampus"]),
+        ("cerebellar cortex", tissue & ~white & cerebellum),
+        ("brainstem", tissue & region["brainstem"]),
+        ("thalamus", tissue & region["thalamus"]),
+        ("caudate", region["caudate"] & (gm > 0.5)),
+        ("putamen", region["putamen"] & (gm > 0.3)),
+        ("pallidum", tissue & region["pallidum"]),
+        ("amygdala", region["amygdala"] & (gm > 0.5)),
+        ("hippocampus", region["hippocampus"]),
         ("lateral ventricle", (ventricle > 0.5) & (np.abs(mm[0]) > 2)),  # the third ventricle is the midline's
     ):
         labels[mask] = STRUCTURES.index(name)

@@ -34,8 +34,9 @@ def read_manifest(path):
         # Read again as text, or subject "007" would lose its zeros and a site called "NA" become a missing value.
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable CSV ({str(error).strip()}); "
-                        "save it as comma-separated UTF-8.") from error
+        raise DataError(
+            f"{path}: not a readable CSV ({str(error).strip()}); save it as comma-separated UTF-8."
+        ) from error
     for column in text.columns.intersection(TEXT):
         frame[column] = text[column].str.strip()
     _require_identity(frame, path)
@@ -90,8 +91,10 @@ def find_cases(folder):
     folder = Path(folder)
     cases = [p for p in sorted(folder.rglob("*")) if p.is_dir() and CASE_FOLDER.fullmatch(p.name)]
     if not cases:
-        raise DataError(f"{folder}: no folder named like BraTS19_CBICA_AAB_1 or BraTS20_Training_001 at any depth; "
-                        "check DATA_DIR, or write a manifest.csv.")
+        raise DataError(
+            f"{folder}: no folder named like BraTS19_CBICA_AAB_1 or BraTS20_Training_001 at any depth; "
+            "check DATA_DIR, or write a manifest.csv."
+        )
     mapping = _name_mapping(folder)
     frame = pd.DataFrame([_case_row(case, folder, mapping) for case in cases])
     frame.attrs["root"] = folder
@@ -105,8 +108,10 @@ def _name_mapping(folder):
     for path in sorted(folder.rglob("name_mapping*.csv")):
         table = pd.read_csv(path, dtype=str).fillna("")
         if not {"BraTS_2019_subject_ID", "BraTS_2020_subject_ID"} <= set(table.columns):
-            raise DataError(f"{path}: columns {list(table.columns)} lack BraTS_2019_subject_ID or "
-                            "BraTS_2020_subject_ID; use the file that comes with BraTS 2020.")
+            raise DataError(
+                f"{path}: columns {list(table.columns)} lack BraTS_2019_subject_ID or "
+                "BraTS_2020_subject_ID; use the file that comes with BraTS 2020."
+            )
         grades = table["Grade"] if "Grade" in table else [""] * len(table)
         names = zip(table["BraTS_2019_subject_ID"], grades, strict=True)
         mapping |= dict(zip(table["BraTS_2020_subject_ID"], names, strict=True))
@@ -123,8 +128,10 @@ def _case_row(case, root, mapping):
         names = [case / f"{case.name}_{modality}{ending}" for ending in (".nii.gz", ".nii")]
         row[modality] = next((p.relative_to(root).as_posix() for p in names if p.is_file()), "")
     if not any(row[modality] for modality in MODALITIES):
-        raise DataError(f"{case}: none of {case.name}_{{{','.join(MODALITIES)}}}.nii[.gz] is there; "
-                        "unpack the case again or remove the folder.")
+        raise DataError(
+            f"{case}: none of {case.name}_{{{','.join(MODALITIES)}}}.nii[.gz] is there; "
+            "unpack the case again or remove the folder."
+        )
     return row | {"grade": case.parent.name if case.parent.name in ("HGG", "LGG") else grade}
 
 
@@ -135,15 +142,18 @@ def check_leaks(frame):
         count = frame.groupby("subject")["split"].nunique()
         leaked = count.index[count > 1].tolist()
         if leaked:
-            raise DataError(f"{_root(frame)}: {len(leaked)} subject(s) in more than one split ({_some(leaked)}); "
-                            "give all scans of a subject one split.")
+            raise DataError(
+                f"{_root(frame)}: {len(leaked)} subject(s) in more than one split ({_some(leaked)}); "
+                "give all scans of a subject one split."
+            )
 
 
 def _require_unique_scans(frame):
     repeated = frame.loc[frame.duplicated(["subject", "site"]), "subject"].tolist()
     if repeated:
-        raise DataError(f"{_root(frame)}: {len(repeated)} repeated (subject, site) row(s) ({_some(repeated)}); "
-                        "keep one row a scan.")
+        raise DataError(
+            f"{_root(frame)}: {len(repeated)} repeated (subject, site) row(s) ({_some(repeated)}); keep one row a scan."
+        )
 
 
 def _root(frame):
@@ -164,16 +174,22 @@ def split_source_target(frame, source, target, n_adapt, n_tune=0, seed=0):
     Raises DataError for an unknown site, too few target subjects, a filled split, or a subject at both sites.
     """
     if (frame["split"] != "").any():
-        raise DataError(f"{_root(frame)}: the split column is already filled ({_some(sorted(set(frame['split'])))}); "
-                        "use that split, or empty the column first.")
+        raise DataError(
+            f"{_root(frame)}: the split column is already filled ({_some(sorted(set(frame['split'])))}); "
+            "use that split, or empty the column first."
+        )
     if source == target or not {source, target} <= set(frame["site"]):
-        raise DataError(f"{_root(frame)}: source '{source}' and target '{target}' must be two of the sites "
-                        f"{sorted(set(frame['site']))}; correct the names.")
+        raise DataError(
+            f"{_root(frame)}: source '{source}' and target '{target}' must be two of the sites "
+            f"{sorted(set(frame['site']))}; correct the names."
+        )
     frame = frame[frame["site"].isin([source, target])].copy()
     subjects = sorted(set(frame.loc[frame["site"] == target, "subject"]))
     if n_adapt + n_tune >= len(subjects):
-        raise DataError(f"{_root(frame)}: n_adapt={n_adapt} and n_tune={n_tune} leave no test subject among the "
-                        f"{len(subjects)} of {target}; lower them.")
+        raise DataError(
+            f"{_root(frame)}: n_adapt={n_adapt} and n_tune={n_tune} leave no test subject among the "
+            f"{len(subjects)} of {target}; lower them."
+        )
     roles = ["adapt"] * n_adapt + ["tune"] * n_tune + ["test"] * (len(subjects) - n_adapt - n_tune)
     role = dict(zip(np.random.default_rng(seed).permutation(subjects), roles, strict=True))
     frame["split"] = np.where(frame["site"] == source, "train", frame["subject"].map(role))
@@ -188,8 +204,10 @@ def five_folds(frame, k=5, seed=0):
     """
     smallest = frame.groupby("site")["subject"].nunique()
     if smallest.min() < k:
-        raise DataError(f"{_root(frame)}: site {smallest.idxmin()} has only {smallest.min()} subject(s) for {k} folds; "
-                        "lower k or leave the site out.")
+        raise DataError(
+            f"{_root(frame)}: site {smallest.idxmin()} has only {smallest.min()} subject(s) for {k} folds; "
+            "lower k or leave the site out."
+        )
     frame = frame.assign(fold=-1)
     folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(folds.split(frame, frame["site"], frame["subject"])):

@@ -5,7 +5,6 @@ as (z, y, x): its (155, 240, 240) is (240, 240, 155) here.
 """
 
 import gzip
-import os
 import zlib
 from pathlib import Path
 
@@ -32,21 +31,26 @@ def read_volume(path, labels=False):
     image = _load(path)
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(f"{path}: the affine is singular or not finite (rows {affine[:3].tolist()}); "
-                        "repair the header's sform or voxel sizes.")
+        raise DataError(
+            f"{path}: the affine is singular or not finite (rows {affine[:3].tolist()}); "
+            "repair the header's sform or voxel sizes."
+        )
     data = _voxels(image, path)
     bad = data.size - np.count_nonzero(np.isfinite(data))
     if bad:
-        raise DataError(f"{path}: {bad} of {data.size} voxels are NaN or infinite; "
-                        "repeat the conversion that made this file, or set them to 0.")
+        raise DataError(
+            f"{path}: {bad} of {data.size} voxels are NaN or infinite; "
+            "repeat the conversion that made this file, or set them to 0."
+        )
     if labels:
         unknown = sorted(set(np.unique(data).tolist()) - set(LABELS))
         if unknown:
             raise DataError(f"{path}: unknown labels {unknown[:5]}; BraTS uses {LABELS}, so map yours to these first.")
     elif not data.any():
         raise DataError(f"{path}: all {data.size} voxels are zero; download or convert the file again.")
-    return MetaTensor(torch.from_numpy(data)[None], affine=torch.from_numpy(affine),
-                      meta={"filename_or_obj": str(path)})
+    return MetaTensor(
+        torch.from_numpy(data)[None], affine=torch.from_numpy(affine), meta={"filename_or_obj": str(path)}
+    )
 
 
 def _load(path):
@@ -62,8 +66,10 @@ def _load(path):
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz.")
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
-        raise DataError(f"{path}: has shape {image.shape}, but one 3D volume is needed; "
-                        "split it into one file a volume, for instance with nibabel.four_to_three.")
+        raise DataError(
+            f"{path}: has shape {image.shape}, but one 3D volume is needed; "
+            "split it into one file a volume, for instance with nibabel.four_to_three."
+        )
     return image
 
 
@@ -77,8 +83,10 @@ def _voxels(image, path):
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _truncated(path, error) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the header promises {image.shape} voxels of {kind}, but the file ends before "
-                        f"({str(error).splitlines()[0]}); copy or download it again.") from error
+        raise DataError(
+            f"{path}: the header promises {image.shape} voxels of {kind}, but the file ends before "
+            f"({str(error).splitlines()[0]}); copy or download it again."
+        ) from error
     return np.array(data.reshape(image.shape[:3]), dtype=np.float32)  # our own memory: never a map of the file
 
 
@@ -99,8 +107,10 @@ def read_case(row, modalities=("flair", "t2", "t1"), root=None, labels=True):
     keys = [*modalities, "seg"] if labels and _cell(row, "seg") else list(modalities)
     for key in keys:
         if not _cell(row, key):
-            raise DataError(f"{root}: subject {row.get('subject', '?')} (site {row.get('site', '?')}) has no {key} "
-                            f"file in the manifest; add it, or leave the subject out.")
+            raise DataError(
+                f"{root}: subject {row.get('subject', '?')} (site {row.get('site', '?')}) has no {key} "
+                f"file in the manifest; add it, or leave the subject out."
+            )
     case = {key: read_volume(root / _cell(row, key), labels=key == "seg") for key in keys}
     first = case[keys[0]]
     for other in case.values():
@@ -152,9 +162,13 @@ def _rounded(array, dtype, path):
     rounded, limits = np.rint(array), np.iinfo(dtype)
     low, high = rounded.min(), rounded.max()
     if low < limits.min or high > limits.max:
-        raise DataError(f"{path}: values {low:g} to {high:g} do not fit {dtype} ({limits.min} to {limits.max}); "
-                        "rescale them or write dtype='float32'.")
+        raise DataError(
+            f"{path}: values {low:g} to {high:g} do not fit {dtype} ({limits.min} to {limits.max}); "
+            "rescale them or write dtype='float32'."
+        )
     if array.any() and not rounded.any():  # [0, 1] images: a whole brain would silently become zeros
-        raise DataError(f"{path}: all values (up to {np.abs(array).max():g}) round to 0 as {dtype}; "
-                        "rescale them or write dtype='float32'.")
+        raise DataError(
+            f"{path}: all values (up to {np.abs(array).max():g}) round to 0 as {dtype}; "
+            "rescale them or write dtype='float32'."
+        )
     return rounded

@@ -46,8 +46,10 @@ def mprage(pd, t1, t2, tr, te, ti, flip, echo_spacing, n_pulses=176, inversion=0
     before = ti - n_pulses // 2 * echo_spacing
     after = tr - before - n_pulses * echo_spacing
     if before < 0 or after < 0:
-        raise ValueError(f"MPRAGE: {n_pulses} pulses of {echo_spacing} ms do not fit around TI={ti} in TR={tr} ms; "
-                         "shorten echo_spacing, use fewer pulses or lengthen TI and TR")
+        raise ValueError(
+            f"MPRAGE: {n_pulses} pulses of {echo_spacing} ms do not fit around TI={ti} in TR={tr} ms; "
+            "shorten echo_spacing, use fewer pulses or lengthen TI and TR"
+        )
     cos_a, sin_a = np.cos(np.deg2rad(flip)), np.sin(np.deg2rad(flip))
     decay = cos_a * np.exp(-echo_spacing / t1)  # of the distance to M*, per pulse: exp(-tau / T1*)
     m_star = (1 - np.exp(-echo_spacing / t1)) / (1 - decay)
@@ -82,10 +84,22 @@ WHITTALL = "PD: Whittall et al. 1997, Magn Reson Med 37:34 (rounded)"
 TISSUES = (
     Tissue("white matter", {1.5: 646, 3.0: 838}, {1.5: 72, 3.0: 69}, 0.70, f"{WRIGHT}; {STANISZ}; {WHITTALL}"),
     Tissue("grey matter", {1.5: 1197, 3.0: 1607}, {1.5: 95, 3.0: 99}, 0.82, f"{WRIGHT}; {STANISZ}; {WHITTALL}"),
-    Tissue("deep grey matter", {1.5: 1096, 3.0: 1364}, {1.5: 82, 3.0: 76}, 0.80,
-           f"{WRIGHT}: mean of putamen and caudate head", "T2 and PD (iron shortens T2; between white and grey matter)"),
-    Tissue("CSF", {1.5: 4300, 3.0: 4300}, {1.5: 2000, 3.0: 2000}, 1.00,
-           "T1: Rooney et al. 2007, Magn Reson Med 57:308 (rounded)", "T2 (about 2 s)"),
+    Tissue(
+        "deep grey matter",
+        {1.5: 1096, 3.0: 1364},
+        {1.5: 82, 3.0: 76},
+        0.80,
+        f"{WRIGHT}: mean of putamen and caudate head",
+        "T2 and PD (iron shortens T2; between white and grey matter)",
+    ),
+    Tissue(
+        "CSF",
+        {1.5: 4300, 3.0: 4300},
+        {1.5: 2000, 3.0: 2000},
+        1.00,
+        "T1: Rooney et al. 2007, Magn Reson Med 57:308 (rounded)",
+        "T2 (about 2 s)",
+    ),
     Tissue("oedema", {1.5: 1150, 3.0: 1450}, {1.5: 150, 3.0: 140}, 0.84, "", "all (prolonged T1 and T2)"),
     Tissue("enhancing tumour", {1.5: 1250, 3.0: 1600}, {1.5: 120, 3.0: 110}, 0.85, "", "all (before contrast agent)"),
     Tissue("necrosis", {1.5: 2200, 3.0: 2500}, {1.5: 300, 3.0: 280}, 0.95, "", "all (between tumour and CSF)"),
@@ -120,6 +134,18 @@ def tissue_table():
     """The tissue table as a pandas DataFrame, with its sources and a plain mark on every assumed value."""
     import pandas as pd
 
-    return pd.DataFrame([{
-        "tissue": t.name, "T1 1.5 T": t.t1[1.5], "T1 3 T": t.t1[3.0], "T2 1.5 T": t.t2[1.5], "T2 3 T": t.t2[3.0],
-        "PD": t.pd, "source": t.source or "-", "assumed": t.assumed or "-"} for t in TISSUES]).set_index("tissue")
+    return pd.DataFrame(
+        [
+            {
+                "tissue": t.name,
+                "T1 1.5 T": t.t1[1.5],
+                "T1 3 T": t.t1[3.0],
+                "T2 1.5 T": t.t2[1.5],
+                "T2 3 T": t.t2[3.0],
+                "PD": t.pd,
+                "source": t.source or "-",
+                "assumed": t.assumed or "-",
+            }
+            for t in TISSUES
+        ]
+    ).set_index("tissue")

@@ -73,8 +73,9 @@ class Contract:
         try:
             plain = yaml.safe_load(Path(path).read_text())
         except (OSError, yaml.YAMLError) as error:
-            raise DataError(f"{path}: no readable contract ({error}); "
-                            "copy it from where the model was saved.") from error
+            raise DataError(
+                f"{path}: no readable contract ({error}); copy it from where the model was saved."
+            ) from error
         names = {f.name for f in fields(cls)}
         if not isinstance(plain, dict) or set(plain) != names:
             given = sorted(plain) if isinstance(plain, dict) else plain
@@ -90,8 +91,10 @@ class Contract:
         """Raise DataError, naming each differing field with both values, unless the contracts are the same."""
         differences = self.check(other)
         if differences:
-            raise DataError(f"preprocessing contracts differ in {'; '.join(differences)}; prepare the data with the "
-                            "contract that was saved with the model.")
+            raise DataError(
+                f"preprocessing contracts differ in {'; '.join(differences)}; prepare the data with the "
+                "contract that was saved with the model."
+            )
 
 
 def geometry(contract, keys):
@@ -101,11 +104,13 @@ def geometry(contract, keys):
     right within 1e-3 mm, so 1 mm data is only cropped, to the bit.
     """
     modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
-    return Compose([
-        Orientationd(keys, axcodes=contract.orientation, labels=None),
-        Spacingd(keys, pixdim=contract.spacing, mode=modes),
-        ResizeWithPadOrCropd(keys, spatial_size=contract.size),
-    ])
+    return Compose(
+        [
+            Orientationd(keys, axcodes=contract.orientation, labels=None),
+            Spacingd(keys, pixdim=contract.spacing, mode=modes),
+            ResizeWithPadOrCropd(keys, spatial_size=contract.size),
+        ]
+    )
 
 
 def prepare(case, contract):
@@ -123,10 +128,15 @@ def prepare(case, contract):
     moved = geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
     mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
     if not mask.any():
-        raise DataError(f"{_name(case[contract.inputs[0]])}: no voxel in the {contract.size} crop is nonzero in all of "
-                        f"{contract.inputs}; check the affine and that the modalities are registered.")
-    scaled = {key: normalise(moved[key], contract.normalisation, contract.percentiles,
-                             (contract.landmarks or {}).get(key)) for key in contract.modalities if key in moved}
+        raise DataError(
+            f"{_name(case[contract.inputs[0]])}: no voxel in the {contract.size} crop is nonzero in all of "
+            f"{contract.inputs}; check the affine and that the modalities are registered."
+        )
+    scaled = {
+        key: normalise(moved[key], contract.normalisation, contract.percentiles, (contract.landmarks or {}).get(key))
+        for key in contract.modalities
+        if key in moved
+    }
     sample = {"x": torch.cat([scaled[key] for key in contract.inputs]), "mask": mask}
     if contract.target in scaled:
         sample["y"] = scaled[contract.target]
@@ -166,8 +176,9 @@ def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
     else:
         raise DataError(f"normalisation '{method}' is unknown; use one of {NORMALISATIONS}.")
     if not high > low:
-        raise DataError(f"{_name(volume)}: all brain voxels are {low:g}; "
-                        "an image without contrast cannot be normalised.")
+        raise DataError(
+            f"{_name(volume)}: all brain voxels are {low:g}; an image without contrast cannot be normalised."
+        )
     return _fill(brain, (values - low) / (high - low))
 
 
@@ -181,8 +192,10 @@ def _spread(volume, values, percentiles):
     """The percentiles of the brain, checked to span a range."""
     marks = np.percentile(values, percentiles)
     if not marks[-1] > marks[0]:
-        raise DataError(f"{_name(volume)}: percentiles {percentiles[0]} and {percentiles[-1]} of the brain are both "
-                        f"{marks[0]:g}; an image without contrast cannot be normalised.")
+        raise DataError(
+            f"{_name(volume)}: percentiles {percentiles[0]} and {percentiles[-1]} of the brain are both "
+            f"{marks[0]:g}; an image without contrast cannot be normalised."
+        )
     return marks
 
 
@@ -214,8 +227,10 @@ def restore(volume, case, contract):
     chain = geometry(contract, [key])
     moved = chain({key: reference})[key]  # run forward once, so that MONAI records what to undo
     if volume.shape != moved.shape:
-        raise DataError(f"volume has shape {tuple(volume.shape)}, the contract gives {tuple(moved.shape)}; "
-                        "restore with the contract it was prepared with.")
+        raise DataError(
+            f"volume has shape {tuple(volume.shape)}, the contract gives {tuple(moved.shape)}; "
+            "restore with the contract it was prepared with."
+        )
     moved = MetaTensor(volume.detach().cpu().float(), affine=moved.affine, applied_operations=moved.applied_operations)
     back = chain.inverse({key: moved})[key]
     return MetaTensor(back.as_tensor().to(volume.dtype), affine=reference.affine)  # exact, not rounded on the way
@@ -257,8 +272,10 @@ def adjust(x, mask, contrast, brightness):
     Raises DataError for negative inputs (z-scores).
     """
     if x.min() < 0:
-        raise DataError(f"inputs reach down to {x.min():g}, but brightness and contrast need [0, 1]; "
-                        "use another normalisation than zscore, or no augmentation.")
+        raise DataError(
+            f"inputs reach down to {x.min():g}, but brightness and contrast need [0, 1]; "
+            "use another normalisation than zscore, or no augmentation."
+        )
     mean = (x * mask).sum((1, 2, 3), keepdim=True) / mask.sum()
     return torch.where(mask, (((x - mean) * contrast + mean) * brightness).clip(0, 1), x)
 

@@ -33,8 +33,15 @@ class Site:
 def site(name, field, t1, t2, flair, fwhm_t1, fwhm_t2, gain, noise, bias):
     """Assemble a Site; the contrast-enhanced T1 repeats the T1 sequence after gadolinium."""
     sequences = dict(t1=t1, t1ce=Sequence(t1.kind, t1.settings, gadolinium=True), t2=t2, flair=flair)
-    return Site(name, field, sequences, dict(t1=fwhm_t1, t1ce=fwhm_t1, t2=fwhm_t2, flair=fwhm_t2),
-                dict(zip(("t1", "t2", "flair", "t1ce"), (*gain, gain[0]), strict=True)), noise, bias)
+    return Site(
+        name,
+        field,
+        sequences,
+        dict(t1=fwhm_t1, t1ce=fwhm_t1, t2=fwhm_t2, flair=fwhm_t2),
+        dict(zip(("t1", "t2", "flair", "t1ce"), (*gain, gain[0]), strict=True)),
+        noise,
+        bias,
+    )
 
 
 def mprage(tr, te, ti, flip, echo_spacing):
@@ -49,20 +56,58 @@ def inversion_recovery(tr, te, ti):
     return Sequence("inversion_recovery", dict(tr=tr, te=te, ti=ti))
 
 
-SITES = {s.name: s for s in (
-    site("A", 3.0, mprage(2300, 3, 1000, 9, 7), spin_echo(5000, 100), inversion_recovery(9000, 120, 2500),
-         (1, 1, 1), (1, 1, 3), (1500, 900, 700), noise=0.02, bias=0.08),
-    site("B", 1.5, mprage(1900, 4, 900, 8, 8), spin_echo(4500, 95), inversion_recovery(9000, 100, 2400),
-         (1.2, 1.2, 1.5), (1.2, 1.2, 5), (420, 2600, 1500), noise=0.045, bias=0.06),
-    # the hard one: T1 weighting by spin echo, thick slices, fluid not quite nulled
-    site("C", 1.5, spin_echo(550, 14), spin_echo(3500, 85), inversion_recovery(8000, 100, 2200),
-         (1.2, 1.2, 5), (1.2, 1.2, 5), (420, 2600, 1500), noise=0.05, bias=0.06),
-)}
+SITES = {
+    s.name: s
+    for s in (
+        site(
+            "A",
+            3.0,
+            mprage(2300, 3, 1000, 9, 7),
+            spin_echo(5000, 100),
+            inversion_recovery(9000, 120, 2500),
+            (1, 1, 1),
+            (1, 1, 3),
+            (1500, 900, 700),
+            noise=0.02,
+            bias=0.08,
+        ),
+        site(
+            "B",
+            1.5,
+            mprage(1900, 4, 900, 8, 8),
+            spin_echo(4500, 95),
+            inversion_recovery(9000, 100, 2400),
+            (1.2, 1.2, 1.5),
+            (1.2, 1.2, 5),
+            (420, 2600, 1500),
+            noise=0.045,
+            bias=0.06,
+        ),
+        # the hard one: T1 weighting by spin echo, thick slices, fluid not quite nulled
+        site(
+            "C",
+            1.5,
+            spin_echo(550, 14),
+            spin_echo(3500, 85),
+            inversion_recovery(8000, 100, 2200),
+            (1.2, 1.2, 5),
+            (1.2, 1.2, 5),
+            (420, 2600, 1500),
+            noise=0.05,
+            bias=0.06,
+        ),
+    )
+}
 
 
 # what a domain shift is made of: the parts of a site that can be exchanged one at a time
-CAUSES = {"contrast": ("field", "sequences"), "resolution": ("fwhm",), "noise": ("noise",), "coil field": ("bias",),
-          "gain": ("gain",)}
+CAUSES = {
+    "contrast": ("field", "sequences"),
+    "resolution": ("fwhm",),
+    "noise": ("noise",),
+    "coil field": ("bias",),
+    "gain": ("gain",),
+}
 
 
 def mixed_site(site, other, *causes):

@@ -18,8 +18,12 @@ from medsynth_lib.files import atomic, cache_folder
 
 VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
 # Disjoint by construction: a split is a range of seeds, and a seed is a person.
-SEEDS = {"train": range(0, 10_000), "adapt": range(10_000, 20_000), "tune": range(20_000, 30_000),
-         "test": range(30_000, 40_000)}
+SEEDS = {
+    "train": range(0, 10_000),
+    "adapt": range(10_000, 20_000),
+    "tune": range(20_000, 30_000),
+    "test": range(30_000, 40_000),
+}
 STORED_RANGE = 30_000  # largest stored number: int16 ends at 32,767
 TRUTH = ("brain_ml", "ventricle_ml", "oedema_ml", "enhancing_ml", "necrotic_ml")
 
@@ -49,6 +53,7 @@ def simulated_dataset(counts, shape, spacing, sites=("A", "B"), tumour=True, job
 
 def run(function, tasks, jobs, progress):
     """Results of ``function(*task)`` for all tasks, in order, in ``jobs`` processes of one thread each."""
+
     def bar(results):
         return list(tqdm(results, total=len(tasks), desc="simulating", unit="subject", disable=not progress))
 
@@ -70,8 +75,11 @@ def write_subject(folder, split, seed, shape, spacing, sites, tumour):
                 write_case(temporary, case, subject, SITES[name])
         truth = json.loads((target / "truth.json").read_text())
         paths = {m: f"HGG/{case}/{case}_{m}.nii.gz" for m in (*CONTRASTS, "seg")}
-        rows.append(dict(subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=f"simulated v{VERSION}", **paths,
-                         **truth))
+        rows.append(
+            dict(
+                subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=f"simulated v{VERSION}", **paths, **truth
+            )
+        )
     return rows
 
 

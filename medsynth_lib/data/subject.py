@@ -97,9 +97,12 @@ def make_subject(seed, shape=(64, 64, 64), spacing=3.0, tumour=True, ventricle_m
     seg[~mask] = 0
     ml = spacing**3 / 1000
     truth.update(
-        brain_ml=float(mask.sum() * ml), ventricle_ml=float(torch.minimum(maps["ventricle"], fractions[CSF]).sum() * ml),
-        enhancing_ml=float(fractions[ENHANCING].sum() * ml), necrotic_ml=float(fractions[NECROSIS].sum() * ml),
-        oedema_ml=float((seg == OEDEMA_LABEL).sum() * ml))
+        brain_ml=float(mask.sum() * ml),
+        ventricle_ml=float(torch.minimum(maps["ventricle"], fractions[CSF]).sum() * ml),
+        enhancing_ml=float(fractions[ENHANCING].sum() * ml),
+        necrotic_ml=float(fractions[NECROSIS].sum() * ml),
+        oedema_ml=float((seg == OEDEMA_LABEL).sum() * ml),
+    )
     return Subject(seed, float(spacing), fractions, t1_field, t2_field, seg, mask, sampled_at, truth)
 
 
@@ -111,8 +114,12 @@ def deform(seed, axes):
     matrix = rotation(angles) @ np.diag(1 / scale)
     shift = BRAIN_CENTRE + rng.normal(0, 1.5, 3)
     x, y, z = (torch.from_numpy(a).float() for a in axes)
-    coords = torch.stack([float(m[0]) * x[:, None, None] + float(m[1]) * y[:, None] + (float(m[2]) * z + float(t))
-                          for m, t in zip(matrix, shift, strict=True)])
+    coords = torch.stack(
+        [
+            float(m[0]) * x[:, None, None] + float(m[1]) * y[:, None] + (float(m[2]) * z + float(t))
+            for m, t in zip(matrix, shift, strict=True)
+        ]
+    )
     coords += random_field(rng, axes, 50, 3).mul_(2.6)
     coords += random_field(rng, axes, 17, 3).mul_(1.1)
     return coords, (matrix, shift)
@@ -121,8 +128,11 @@ def deform(seed, axes):
 def rotation(angles):
     """Rotation matrix from three angles (radians) about x, y and z."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-    return (np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-            @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]]))
+    return (
+        np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+        @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    )
 
 
 def widen_ventricles(coords, seed, spacing, ventricle_mm):
@@ -138,9 +148,15 @@ def draw_tumour(seed, spacing):
     rng = generator(seed, "tumour")
     centres = atlas(float(spacing)).tumour_centres
     core = rng.uniform(9, 19)
-    return dict(centre=centres[rng.integers(len(centres))].astype(float), core_mm=core, oedema_mm=core + rng.uniform(6, 16),
-                axes=np.exp(rng.normal(0, 0.18, 3)), mass_effect=rng.uniform(0.15, 0.45), necrotic=rng.uniform(0.35, 0.75),
-                rng=rng)
+    return dict(
+        centre=centres[rng.integers(len(centres))].astype(float),
+        core_mm=core,
+        oedema_mm=core + rng.uniform(6, 16),
+        axes=np.exp(rng.normal(0, 0.18, 3)),
+        mass_effect=rng.uniform(0.15, 0.45),
+        necrotic=rng.uniform(0.35, 0.75),
+        rng=rng,
+    )
 
 
 def tumour_box(lesion, axes, to_atlas):
@@ -205,8 +221,9 @@ def grow_tumour(fractions, seg, coords, ventricle, brain, lesion, axes, to_atlas
     noise = random_field(rng, local_axes, 11, 2) + 0.45 * random_field(rng, local_axes, 5, 2)
     q = coords[(slice(None), *box)]
     _, r = tumour_distance(q, lesion)
-    white, tissue = gaussian_blur(torch.stack([part[WM], (part[WM] + 0.75 * (part[GM] + part[DEEP_GM])).clamp(0, 1)]),
-                                  [2.0 / spacing] * 3)
+    white, tissue = gaussian_blur(
+        torch.stack([part[WM], (part[WM] + 0.75 * (part[GM] + part[DEEP_GM])).clamp(0, 1)]), [2.0 / spacing] * 3
+    )
 
     def soft(inside):
         return torch.sigmoid(9 * inside)
@@ -228,8 +245,13 @@ def grow_tumour(fractions, seg, coords, ventricle, brain, lesion, axes, to_atlas
     label[(oedema > 0.35).numpy()] = OEDEMA_LABEL
     label[(core > 0.5).numpy()] = ENHANCING_LABEL
     label[(necrosis > 0.5).numpy()] = NECROTIC_LABEL
-    truth.update(core_mm=core_mm, oedema_mm=lesion["oedema_mm"], tumour_x=lesion["centre"][0],
-                 tumour_y=lesion["centre"][1], tumour_z=lesion["centre"][2])
+    truth.update(
+        core_mm=core_mm,
+        oedema_mm=lesion["oedema_mm"],
+        tumour_x=lesion["centre"][0],
+        tumour_y=lesion["centre"][1],
+        tumour_z=lesion["centre"][2],
+    )
 
 
 def relaxation_fields(seed, axes):
@@ -243,4 +265,8 @@ def relaxation_fields(seed, axes):
 def structure_volumes(subject):
     """Volumes in ml of the twelve approximate structures, as a dictionary."""
     counts = np.bincount(subject.structures().ravel(), minlength=len(STRUCTURES))
-    return {name: float(n * subject.spacing**3 / 1000) for name, n in zip(STRUCTURES, counts, strict=True) if name != "background"}
+    return {
+        name: float(n * subject.spacing**3 / 1000)
+        for name, n in zip(STRUCTURES, counts, strict=True)
+        if name != "background"
+    }

@@ -7,21 +7,42 @@ SOURCE, TARGET, SHARED, MODEL = "#a5d6a7", "#90caf9", "#ffe082", "#e0e0e0"
 
 
 def box(axis, x, y, text, colour, width=1.5, height=0.62):
-    axis.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.04", facecolor=colour,
-                                  edgecolor="#555555"))
+    axis.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0.04",
+            facecolor=colour,
+            edgecolor="#555555",
+        )
+    )
     axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color="black")
 
 
 def arrow(axis, start, end, text="", style="-|>", dashed=False, offset=0.16):
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=11, color="#555555",
-                                   linestyle="--" if dashed else "-", shrinkA=0, shrinkB=0))
+    axis.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle=style,
+            mutation_scale=11,
+            color="#555555",
+            linestyle="--" if dashed else "-",
+            shrinkA=0,
+            shrinkB=0,
+        )
+    )
     axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + offset, text, ha="center", fontsize=8)
 
 
 def domain_adaptation_tasks():
     """The paper's Fig. 1: classification and segmentation share their output space across domains, synthesis does not."""
-    tasks = {"classification": ("label y", "label y"), "segmentation": ("mask y", "mask y"),
-             "synthesis": ("image $y_s$", "image $y_t$ = ?")}
+    tasks = {
+        "classification": ("label y", "label y"),
+        "segmentation": ("mask y", "mask y"),
+        "synthesis": ("image $y_s$", "image $y_t$ = ?"),
+    }
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.1), layout="constrained")
     for axis, (task, outputs) in zip(axes, tasks.items(), strict=True):
         shared = task != "synthesis"
@@ -34,8 +55,15 @@ def domain_adaptation_tasks():
         arrow(axis, (0.8, 1.24), (0.8, 0.76), "", "<|-|>", dashed=True)
         axis.text(0.95, 1.0, "align", fontsize=8, va="center")
         arrow(axis, (5.0, 1.24), (5.0, 0.76), "", "<|-|>", dashed=not shared)
-        axis.text(5.12, 1.0, "same space" if shared else "another scanner's look", fontsize=8, va="center",
-                  ha="left" if shared else "center", bbox=dict(facecolor="white", edgecolor="none", pad=1))
+        axis.text(
+            5.12,
+            1.0,
+            "same space" if shared else "another scanner's look",
+            fontsize=8,
+            va="center",
+            ha="left" if shared else "center",
+            bbox=dict(facecolor="white", edgecolor="none", pad=1),
+        )
         axis.set(xlim=(-0.1, 6.4), ylim=(-0.1, 2.1), title=task)
         axis.axis("off")
     return figure

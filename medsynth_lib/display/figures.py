@@ -14,7 +14,9 @@ def slice_of(volume, plane="axial", index=None):
     return array.take(array.shape[fixed] // 2 if index is None else index, fixed).T
 
 
-def slice_grid(rows, row_names=None, column_names=None, cmap="gray", window=(0, 1), size=1.9, title="", colour_label=None):
+def slice_grid(
+    rows, row_names=None, column_names=None, cmap="gray", window=(0, 1), size=1.9, title="", colour_label=None
+):
     """A grid of pictures (nested list of 2D arrays; None leaves a gap) on one shared intensity scale.
 
     ``window`` "own" scales every picture by its own 99.7th percentile. ``colour_label`` adds the shared colour bar.
@@ -22,8 +24,13 @@ def slice_grid(rows, row_names=None, column_names=None, cmap="gray", window=(0, 
     n_rows, n_columns = len(rows), max(map(len, rows))
     # one aspect for all: the tallest picture of the first row that has one
     height, width = next(p.shape for row in rows for p in row if p is not None)
-    figure, axes = plt.subplots(n_rows, n_columns, figsize=(size * n_columns, size * height / width * n_rows + 0.4),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(size * n_columns, size * height / width * n_rows + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
     for i, row in enumerate(rows):
         for j in range(n_columns):
             axis = axes[i, j]
@@ -38,7 +45,7 @@ def slice_grid(rows, row_names=None, column_names=None, cmap="gray", window=(0, 
             low, high = (0, np.percentile(row[j][row[j] > 0], 99.7)) if window == "own" else window
             picture = axis.imshow(row[j], origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     if colour_label:
-        figure.colorbar(picture, ax=axes, shrink=0.7, label=colour_label)
+        figure.colorbar(picture, ax=axes, aspect=12 * n_rows, label=colour_label)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

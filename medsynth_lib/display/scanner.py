@@ -24,12 +24,19 @@ def explore_scanner(subject, field=3.0):
     """
     index = int(np.median(np.argwhere(subject.brain)[:, 2]))
     echo_times, inversion_times = (15, 40, 80, 120, 200), (400, 800, 1500, 2500, 3500)
-    rows = [[normalised_slice(subject, Sequence("spin_echo", dict(tr=4000, te=te)), field, index) for te in echo_times],
-            [normalised_slice(subject, Sequence("inversion_recovery", dict(tr=9000, te=100, ti=ti)), field, index)
-             for ti in inversion_times]]
-    figure = slice_grid(rows, ["spin echo, TR 4000\nTE →", "inversion recovery\nTR 9000, TE 100, TI →"],
-                        [f"TE {te} / TI {ti} ms" for te, ti in zip(echo_times, inversion_times, strict=True)],
-                        title=f"One simulated brain, ten settings, {field:g} T")
+    rows = [
+        [normalised_slice(subject, Sequence("spin_echo", dict(tr=4000, te=te)), field, index) for te in echo_times],
+        [
+            normalised_slice(subject, Sequence("inversion_recovery", dict(tr=9000, te=100, ti=ti)), field, index)
+            for ti in inversion_times
+        ],
+    ]
+    figure = slice_grid(
+        rows,
+        ["spin echo, TR 4000\nTE →", "inversion recovery\nTR 9000, TE 100, TI →"],
+        [f"TE {te} / TI {ti} ms" for te, ti in zip(echo_times, inversion_times, strict=True)],
+        title=f"One simulated brain, ten settings, {field:g} T",
+    )
     if not headless():
         plt.show()
         scanner_sliders(subject, index)
@@ -52,11 +59,22 @@ def scanner_sliders(subject, index):
 
     def slider(name, value, lowest=None):
         low, high, step = RANGES[name]
-        return widgets.IntSlider(value, low if lowest is None else lowest, high, step, description=f"{name.upper()} (ms)",
-                                 continuous_update=False)
+        return widgets.IntSlider(
+            value,
+            low if lowest is None else lowest,
+            high,
+            step,
+            description=f"{name.upper()} (ms)",
+            continuous_update=False,
+        )
 
-    widgets.interact(redraw, tr=slider("tr", 4000), te=slider("te", 100), ti=slider("ti", 0, lowest=0),
-                     field=widgets.ToggleButtons(options=[1.5, 3.0], description="field (T)"))
+    widgets.interact(
+        redraw,
+        tr=slider("tr", 4000),
+        te=slider("te", 100),
+        ti=slider("ti", 0, lowest=0),
+        field=widgets.ToggleButtons(options=[1.5, 3.0], description="field (T)"),
+    )
 
 
 def inversion_curves(field, tr, te, mark):
@@ -68,7 +86,9 @@ def inversion_curves(field, tr, te, mark):
         if tissue.name in ("white matter", "grey matter", "CSF", "oedema"):
             axis.plot(ti, curve, label=tissue.name)
     axis.axvline(mark, color="k", linestyle=":", label=f"TI used: {mark} ms")
-    axis.set(xlabel="inversion time TI (ms)", ylabel="signal", title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms")
+    axis.set(
+        xlabel="inversion time TI (ms)", ylabel="signal", title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms"
+    )
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     return figure

@@ -62,7 +62,9 @@ def draw(array, affine, voxel, window, labels, title):
     """The static three-plane figure of a RAS volume at one voxel position."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
     for axis, (plane, (fixed, horizontal, vertical)) in zip(axes, PLANES.items(), strict=True):
-        extent = [affine[horizontal, 3] + affine[horizontal, horizontal] * e for e in (-0.5, array.shape[horizontal] - 0.5)]
+        extent = [
+            affine[horizontal, 3] + affine[horizontal, horizontal] * e for e in (-0.5, array.shape[horizontal] - 0.5)
+        ]
         extent += [affine[vertical, 3] + affine[vertical, vertical] * e for e in (-0.5, array.shape[vertical] - 0.5)]
         settings = dict(origin="lower", extent=extent, interpolation="nearest")
         axis.imshow(array.take(voxel[fixed], fixed).T, cmap="gray", vmin=window[0], vmax=window[1], **settings)
@@ -89,11 +91,14 @@ def sliders(array, affine, voxel, window, labels, title):
     from IPython.display import display
 
     out = widgets.Output()
-    position = [widgets.IntSlider(int(v), 0, n - 1, description=f"{c} (voxel)", continuous_update=False)
-                for v, n, c in zip(voxel, array.shape, "xyz", strict=True)]
+    position = [
+        widgets.IntSlider(int(v), 0, n - 1, description=f"{c} (voxel)", continuous_update=False)
+        for v, n, c in zip(voxel, array.shape, "xyz", strict=True)
+    ]
     low, high = float(array.min()), float(array.max())
-    range_ = widgets.FloatRangeSlider(value=window, min=low, max=high, step=(high - low) / 200 or 1, description="window",
-                                      continuous_update=False)
+    range_ = widgets.FloatRangeSlider(
+        value=window, min=low, max=high, step=(high - low) / 200 or 1, description="window", continuous_update=False
+    )
 
     def redraw(_):
         out.clear_output(wait=True)

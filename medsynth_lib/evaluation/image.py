@@ -24,12 +24,20 @@ def psnr(prediction, target, mask=None):
 
 
 def ssim(prediction, target, mask=None):
-    """Structural similarity (Wang et al. 2004): Gaussian window of sigma 1.5 voxels cut at 5 voxels, K1=.01, K2=.03, data range 1.
+    """Structural similarity (Wang et al. 2004) with data range 1.
 
-    Computed in 3D at every voxel, then averaged inside ``mask`` (everywhere without one).
+    Gaussian window of sigma 1.5 voxels cut at 5 voxels, K1 = .01, K2 = .03; computed in 3D at every voxel, then
+    averaged inside ``mask`` (everywhere without one).
     """
-    _, full = structural_similarity(as_array(target).astype(np.float64), as_array(prediction).astype(np.float64),
-                                    data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
+    _, full = structural_similarity(
+        as_array(target).astype(np.float64),
+        as_array(prediction).astype(np.float64),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
     return float(full.mean() if mask is None else full[as_array(mask)].mean())
 
 
@@ -57,8 +65,13 @@ def paper_psnr(prediction, target):
 def scores(prediction, target, mask, seg=None):
     """All image scores of one volume as a dictionary; ``tumour`` columns only where ``seg`` has a tumour."""
     mask = as_array(mask).astype(bool)
-    out = dict(psnr=psnr(prediction, target, mask), ssim=ssim(prediction, target, mask), nmi=nmi(prediction, target, mask),
-               scale_free_psnr=scale_free_psnr(prediction, target, mask), paper_psnr=paper_psnr(prediction, target))
+    out = dict(
+        psnr=psnr(prediction, target, mask),
+        ssim=ssim(prediction, target, mask),
+        nmi=nmi(prediction, target, mask),
+        scale_free_psnr=scale_free_psnr(prediction, target, mask),
+        paper_psnr=paper_psnr(prediction, target),
+    )
     tumour = mask & (as_array(seg) > 0) if seg is not None else np.zeros_like(mask)
     if tumour.any():
         out |= dict(tumour_psnr=psnr(prediction, target, tumour), healthy_psnr=psnr(prediction, target, mask & ~tumour))

@@ -36,7 +36,7 @@ def receptive_field(network, size=160, channels=2):
     row = out[0, 0, :, out.shape[3] // 2, out.shape[4] // 2]
     lengths = []
     for shift in range(8):
-        gradient, = torch.autograd.grad(row[len(row) // 2 + shift], x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(row[len(row) // 2 + shift], x, retain_graph=True)
         touched = gradient.abs().amax((0, 1, 3, 4)).nonzero().flatten()
         if touched[0] == 0 or touched[-1] == size - 1:
             raise ValueError(f"the receptive field is wider than the test volume of {size} voxels; enlarge size")

@@ -18,13 +18,26 @@ def compare(pairs, seed=0, resamples=10_000):
     for name, (new, old) in pairs.items():
         new, old = np.asarray(new, float), np.asarray(old, float)
         if new.shape != old.shape or len(new) < 2:
-            raise ValueError(f"{name}: needs two equally long lists of at least 2 subjects, got {len(new)} and {len(old)}")
+            raise ValueError(
+                f"{name}: needs two equally long lists of at least 2 subjects, got {len(new)} and {len(old)}"
+            )
         difference = new - old
-        interval = stats.bootstrap((difference,), np.mean, n_resamples=resamples, method="percentile",
-                                   rng=np.random.default_rng(seed)).confidence_interval
+        interval = stats.bootstrap(
+            (difference,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed)
+        ).confidence_interval
         p = stats.wilcoxon(difference).pvalue if np.any(difference) else 1.0
-        rows.append(dict(comparison=name, n=len(difference), difference=difference.mean(), low=interval.low,
-                         high=interval.high, wins=int((difference > 0).sum()), effect=rank_biserial(difference), p=p))
+        rows.append(
+            dict(
+                comparison=name,
+                n=len(difference),
+                difference=difference.mean(),
+                low=interval.low,
+                high=interval.high,
+                wins=int((difference > 0).sum()),
+                effect=rank_biserial(difference),
+                p=p,
+            )
+        )
     table = pd.DataFrame(rows).set_index("comparison")
     table["p_holm"] = holm(table["p"].to_numpy())
     return table

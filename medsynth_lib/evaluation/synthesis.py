@@ -47,4 +47,4 @@ def mean_target(volumes):
 
 def copy_input(channel):
     """A baseline that returns one input channel: 0 is FLAIR, 1 is T2."""
-    return lambda sample: sample["x"][channel:channel + 1]
+    return lambda sample: sample["x"][channel : channel + 1]

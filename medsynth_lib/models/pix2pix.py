@@ -64,7 +64,9 @@ class Generator(nn.Module):
             return nn.Sequential(nn.Conv3d(channels, width, 4, stride=2, padding=1), Normalise())
 
         def up(channels):  # doubles it
-            return nn.Sequential(nn.ConvTranspose3d(width, channels, 3, stride=2, padding=1, output_padding=1), Normalise())
+            return nn.Sequential(
+                nn.ConvTranspose3d(width, channels, 3, stride=2, padding=1, output_padding=1), Normalise()
+            )
 
         def merge():  # skip connection and the path from below
             return nn.Conv3d(2 * width, width, 1)
@@ -72,8 +74,9 @@ class Generator(nn.Module):
         self.down1, self.down2, self.down3 = down(inputs), down(width), down(width)
         self.at_eighth = nn.Sequential(DenseShortcut(width), Normalise(), up(width))
         self.at_quarter = nn.Sequential(merge(), DenseShortcut(width), Normalise(), up(width))
-        self.at_half = nn.Sequential(merge(), DenseShortcut(width), Normalise(), DenseShortcut(width), Normalise(),
-                                  up(self.LAST))
+        self.at_half = nn.Sequential(
+            merge(), DenseShortcut(width), Normalise(), DenseShortcut(width), Normalise(), up(self.LAST)
+        )
         # the published model normalises twice before its last layer; the second time changes only the scale
         self.out = nn.Sequential(Normalise(), nn.Conv3d(self.LAST, 1, 3, padding=1), nn.Sigmoid())
         kaiming_init(self)
@@ -86,7 +89,7 @@ class Generator(nn.Module):
         x8 = self.at_eighth(self.down3(x4))  # up again to 1/4
         x4 = self.at_quarter(torch.cat([x8, x4], 1))  # up to 1/2
         x2 = self.at_half(torch.cat([x4, x2], 1))  # up to full resolution, 8 channels
-        return self.out(x2)[..., :size[0], :size[1], :size[2]]
+        return self.out(x2)[..., : size[0], : size[1], : size[2]]
 
 
 def pad_to_multiple(x, multiple):
@@ -116,11 +119,19 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels=3, width=64):
         super().__init__()
-        self.blocks = nn.ModuleList([
-            nn.Sequential(nn.Conv3d(channels, width, 4, padding=1), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2), BlurPool()),
-            *(nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2))
-              for _ in range(2)),
-        ])
+        self.blocks = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv3d(channels, width, 4, padding=1), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2), BlurPool()
+                ),
+                *(
+                    nn.Sequential(
+                        nn.Conv3d(width, width, 4, padding=1, bias=False), nn.InstanceNorm3d(width), nn.LeakyReLU(0.2)
+                    )
+                    for _ in range(2)
+                ),
+            ]
+        )
         self.logits = nn.Conv3d(width, 1, 4, padding=1)
         kaiming_init(self)
 

@@ -16,7 +16,9 @@ def save_checkpoint(path, networks, optimisers, meta):
         tensors |= {f"network/{name}/{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     for name, optimiser in optimisers.items():
         for index, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()}
+            tensors |= {
+                f"optimiser/{name}/{index}/{k}": torch.as_tensor(v).cpu().contiguous() for k, v in state.items()
+            }
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
@@ -40,7 +42,9 @@ def load_checkpoint(path, networks, optimisers):
                 state.setdefault(int(index), {})[entry] = value
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     except Exception as error:
-        raise ValueError(f"{path}: not a checkpoint of these networks ({error}); delete it to train from the start") from error
+        raise ValueError(
+            f"{path}: not a checkpoint of these networks ({error}); delete it to train from the start"
+        ) from error
     return meta
 
 

@@ -25,14 +25,28 @@ class NonFiniteLoss(ArithmeticError):
     """A loss became NaN or infinite; the message names it and the step. The last checkpoint is from before."""
 
 
-def fit(algorithm, train, tune, folder, *, steps, seed=0, batch_size=1, validate_every=100, checkpoint_every=100,
-        check_every=10, fabric=None):
+def fit(
+    algorithm,
+    train,
+    tune,
+    folder,
+    *,
+    steps,
+    until=None,
+    seed=0,
+    batch_size=1,
+    validate_every=100,
+    checkpoint_every=100,
+    check_every=10,
+    fabric=None,
+):
     """Train until ``steps`` steps are done, resuming from ``folder`` where an earlier run stopped; return the history.
 
     Args:
         algorithm: has ``networks`` and ``optimisers`` (dictionaries), ``prepare(batch, generator)``, ``step(batch)`` and
             ``validate(batch)``, which return a dictionary of scalar tensors, and ``learning_rate(step, steps)``.
         train, tune: data sets of dictionaries; ``tune`` is only measured on.
+        steps, until: length of the training, by which the learning rate falls; and where to stop this time (None: at its end).
         folder: receives ``checkpoint.safetensors`` and ``history.csv``.
         fabric: a lightning_fabric.Fabric for devices, precision and processes; None runs on the CPU as it is.
 
@@ -41,8 +55,9 @@ def fit(algorithm, train, tune, folder, *, steps, seed=0, batch_size=1, validate
     """
     folder = Path(folder)
     rank, ranks, rows, start = setup(algorithm, fabric, folder)
+    end = until or steps
     recent, began = [], time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc="training", disable=headless() or rank > 0)
+    bar = tqdm(range(start, end), initial=start, total=end, desc="training", disable=headless() or rank > 0)
     with interrupt_flag() as interrupted:
         for step in bar:
             torch.manual_seed(step_seed(seed, step, rank))
@@ -53,17 +68,25 @@ def fit(algorithm, train, tune, folder, *, steps, seed=0, batch_size=1, validate
                     group["lr"] = algorithm.learning_rate(step, steps)
             recent.append(algorithm.step(batch))
             done, stop = step + 1, interrupted()
-            if done % check_every == 0 or done == steps or stop or done % validate_every == 0:
+            if done % check_every == 0 or done == end or stop or done % validate_every == 0:
                 require_finite(recent, done)
-            if done % validate_every == 0 or done == steps:
-                rows.append(dict(step=done, **mean_losses(recent), **validation_losses(algorithm, tune, fabric),
-                                 seconds=time.perf_counter() - began))
+            if done % validate_every == 0 or done == end:
+                rows.append(
+                    dict(
+                        step=done,
+                        **mean_losses(recent),
+                        **validation_losses(algorithm, tune, fabric),
+                        seconds=time.perf_counter() - began,
+                    )
+                )
                 recent = []
                 bar.set_postfix({k: f"{v:.4f}" for k, v in rows[-1].items() if k.startswith("tune")})
-            if rank == 0 and (done % checkpoint_every == 0 or done == steps or stop):
+            if rank == 0 and (done % checkpoint_every == 0 or done == end or stop):
                 write_state(folder, algorithm, done, rows, recent)
             if stop:
-                raise KeyboardInterrupt(f"stopped after step {done} of {steps}; the checkpoint in {folder} goes on from there")
+                raise KeyboardInterrupt(
+                    f"stopped after step {done} of {steps}; the checkpoint in {folder} goes on from there"
+                )
     return pd.DataFrame(rows)
 
 
@@ -82,8 +105,9 @@ def setup(algorithm, fabric, folder):
 
 def write_state(folder, algorithm, step, rows, recent):
     """Checkpoint, then the history as a table for people; losses since the last history row are not kept."""
-    save_checkpoint(folder / "checkpoint.safetensors", algorithm.networks, algorithm.optimisers,
-                    dict(step=step, history=rows))
+    save_checkpoint(
+        folder / "checkpoint.safetensors", algorithm.networks, algorithm.optimisers, dict(step=step, history=rows)
+    )
     if rows:
         pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
 
@@ -119,8 +143,10 @@ def require_finite(recent, step):
     for i, losses in enumerate(recent):
         for name, value in losses.items():
             if not torch.isfinite(value):
-                raise NonFiniteLoss(f"loss {name!r} is {float(value)} at step {step - len(recent) + i + 1}; lower the learning "
-                                    "rate or look at that step's batch. The last checkpoint is from before it.")
+                raise NonFiniteLoss(
+                    f"loss {name!r} is {float(value)} at step {step - len(recent) + i + 1}; lower the learning "
+                    "rate or look at that step's batch. The last checkpoint is from before it."
+                )
 
 
 @torch.no_grad()

@@ -36,8 +36,10 @@ class Pix2Pix:
         self.networks = {"generator": Generator(width=recipe["width"])}
         if recipe["loss"] == "gan":
             self.networks["discriminator"] = Discriminator(width=recipe["width"])
-        self.optimisers = {name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=(0.5, 0.999))
-                           for name, network in self.networks.items()}
+        self.optimisers = {
+            name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=(0.5, 0.999))
+            for name, network in self.networks.items()
+        }
 
     def learning_rate(self, step, steps):
         """Constant for the first 50/120 of training, then linear to zero."""
@@ -45,8 +47,15 @@ class Pix2Pix:
 
     def prepare(self, batch, generator):
         """Augment each sample of a batch; the paper's three augmentations are in `augment`."""
-        samples = [augment({k: batch[k][i] for k in ("x", "y", "mask")}, generator, self.recipe["spatial"],
-                           self.recipe["intensity"]) for i in range(len(batch["x"]))]
+        samples = [
+            augment(
+                {k: batch[k][i] for k in ("x", "y", "mask")},
+                generator,
+                self.recipe["spatial"],
+                self.recipe["intensity"],
+            )
+            for i in range(len(batch["x"]))
+        ]
         return {k: torch.stack([s[k] for s in samples]) for k in ("x", "y", "mask")}
 
     def step(self, batch):
