@@ -5,8 +5,10 @@ from common import arguments, median_seconds, peak_gib, write
 
 from medsynth_lib.training.pix2pix import Pix2Pix
 
-CASES = {"cpu": [((40, 40, 30), 16), ((80, 80, 60), 32), ((96, 96, 72), 32)],
-         "cuda": [((80, 80, 60), 32), ((128, 128, 96), 64), ((192, 192, 144), 64)]}
+CASES = {
+    "cpu": [((40, 40, 30), 16), ((80, 80, 60), 32), ((96, 96, 72), 32)],
+    "cuda": [((80, 80, 60), 32), ((128, 128, 96), 64), ((192, 192, 144), 64)],
+}
 
 
 def main():
@@ -27,8 +29,15 @@ def main():
                 torch.cuda.reset_peak_memory_stats()
             seconds = median_seconds(step)
             peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else peak_gib()
-            rows.append(dict(size="x".join(map(str, size)), width=width, loss=loss, seconds=round(seconds, 3),
-                             peak_gib=round(peak, 2)))
+            rows.append(
+                dict(
+                    size="x".join(map(str, size)),
+                    width=width,
+                    loss=loss,
+                    seconds=round(seconds, 3),
+                    peak_gib=round(peak, 2),
+                )
+            )
     write(args.out, f"pix2pix-{args.device}", rows, args.device)
 
 

@@ -31,8 +31,16 @@ def main():
         subject = make_subject(1, shape, spacing)
         alone = median_seconds(lambda shape=shape, spacing=spacing: make_subject(1, shape, spacing))
         images = median_seconds(lambda subject=subject: six_images(subject))
-        rows.append(dict(grid="x".join(map(str, shape)), mm=spacing, warm_atlas_s=round(warm, 3), subject_s=round(alone, 3),
-                         six_images_s=round(images, 3), total_s=round(alone + images, 3)))
+        rows.append(
+            dict(
+                grid="x".join(map(str, shape)),
+                mm=spacing,
+                warm_atlas_s=round(warm, 3),
+                subject_s=round(alone, 3),
+                six_images_s=round(images, 3),
+                total_s=round(alone + images, 3),
+            )
+        )
     write(args.out, "simulator", rows)
 
 

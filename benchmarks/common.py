@@ -27,9 +27,14 @@ def write(out, name, rows, device="cpu"):
     """Print the rows as a table and write them with the machine's description to out/name.json."""
     for row in rows:
         print("  ".join(f"{k}={v}" for k, v in row.items()))
-    machine = dict(device=torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-                   cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
-                   python=platform.python_version(), date=time.strftime("%Y-%m-%d"))
+    machine = dict(
+        device=torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        date=time.strftime("%Y-%m-%d"),
+    )
     with atomic(Path(out) / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(dict(machine=machine, rows=rows), indent=1) + "\n", encoding="utf-8")
     print("written:", Path(out) / f"{name}.json")

@@ -55,7 +55,17 @@ def main():
     for data in (train, tune, test):
         data.preload(1)
     stages.done(f"prepare {len(train) + len(tune) + len(test)} scans")
-    algorithm = Pix2Pix(dict(width=args.width, loss="l1", learning_rate=0.005, spatial=0.5, intensity=0.0))
+    recipe = dict(
+        width=args.width,
+        loss="l1",
+        learning_rate=0.005,
+        constant_until=1.0,
+        decay_until=2.0,
+        final_learning_rate=0.0,
+        spatial=0.5,
+        intensity=0.0,
+    )  # a constant rate
+    algorithm = Pix2Pix(recipe)
     folder = args.out / "full_size_training"
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # a benchmark starts anew
     history = fit(algorithm, train, tune, folder, steps=args.steps, validate_every=args.steps)
@@ -70,7 +80,9 @@ def main():
     assert read_volume(path).shape == case["flair"].shape
     stages.done(f"write {tuple(case['flair'].shape[1:])} NIfTI in the original grid")
     quality = psnr(synthetic, test[0]["y"], test[0]["mask"])
-    print(f"L1 after {args.steps} steps {history['l1'].iloc[-1]:.3f}, PSNR {quality:.1f} dB: it runs, it is not yet good")
+    print(
+        f"L1 after {args.steps} steps {history['l1'].iloc[-1]:.3f}, PSNR {quality:.1f} dB: it runs, it is not yet good"
+    )
     write(args.out, "full_size", stages.rows)
 
 

@@ -21,6 +21,9 @@ RECIPE = dict(
     width=4,
     loss="l1",
     learning_rate=0.005,
+    constant_until=50 / 120,
+    decay_until=1.0,
+    final_learning_rate=0.0,
     spatial=0.5,
     intensity=0.5,
     steps=8,
@@ -196,7 +199,14 @@ def test_l1_training_learns_an_identity():
     assert last < first / 3
 
 
-def test_learning_rate_is_constant_then_falls_to_zero():
+def test_learning_rate_of_the_lesson_ends_at_the_papers():
+    lesson = dict(learning_rate=0.005, constant_until=1 / 3, decay_until=0.8, final_learning_rate=1e-4)
+    rate = Pix2Pix(RECIPE | lesson).learning_rate
+    assert rate(0, 3000) == rate(1000, 3000) == 0.005 and rate(1700, 3000) == pytest.approx(0.0025)
+    assert rate(2400, 3000) == rate(2999, 3000) == 1e-4
+
+
+def test_learning_rate_of_the_paper_is_constant_then_falls_to_zero():
     algorithm = Pix2Pix(RECIPE)
     rates = [algorithm.learning_rate(s, 120) / 0.005 for s in range(121)]
     assert rates[0] == rates[50] == 1 and rates[85] == pytest.approx(0.5) and rates[120] == 0
@@ -372,3 +382,26 @@ def test_fabric_gives_the_same_weights(tmp_path):
     fabric, _ = trained(tmp_path / "b", 8, fabric=Fabric(accelerator="cpu", devices=1))
     for a, b in zip(plain.networks["generator"].parameters(), fabric.networks["generator"].parameters(), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+@pytest.mark.parametrize("loss", ["l1", "gan"])
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss):
+    """DDP averages gradients, and the processes share an epoch: 2 x batch 1 is 1 x batch 2, up to float32 summation."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    command = [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(tmp_path / "ddp"), loss]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    torch.manual_seed(0)
+    one = Pix2Pix(RECIPE | {"loss": loss, "spatial": 0.0, "intensity": 0.0})
+    loop.fit(one, Volumes(6, 1, 24), Volumes(1, 2, 24), tmp_path / "one", steps=4, batch_size=2, validate_every=4)
+    other = Generator(width=4)
+    other.load_state_dict(load_file(tmp_path / "ddp" / "ddp.safetensors"))
+    # outputs, not weights: biases before an instance norm have no gradient but rounding, which Adam turns into steps
+    x = Volumes(1, 3, 24)[0]["x"][None]
+    difference = (other(x) - one.networks["generator"](x)).abs()
+    assert difference.max() < 0.02 and difference.mean() < 1e-3, (difference.max(), difference.mean())

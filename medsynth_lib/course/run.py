@@ -122,6 +122,7 @@ def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
         "MEDSYNTH_NOTEBOOKS": str(path.parent),
         "MEDSYNTH_THREADS": threads,
         "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down whoever shares the cores
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a caller's Agg would lose every figure
     }
     command = [sys.executable, "-m", "papermill", str(path), str(executed), "--kernel", "python3", "--log-output"]

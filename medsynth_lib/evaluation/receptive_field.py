@@ -33,6 +33,7 @@ def receptive_field(network, size=160, channels=2):
     """
     x = torch.rand(1, channels, size, 8, 8, dtype=torch.float64, requires_grad=True)
     out = network(x)
+    out = out[0] if isinstance(out, tuple) else out  # the discriminator returns its features, too
     row = out[0, 0, :, out.shape[3] // 2, out.shape[4] // 2]
     lengths = []
     for shift in range(8):

@@ -114,7 +114,7 @@ class BlurPool(nn.Module):
 class Discriminator(nn.Module):
     """Conditional 3D PatchGAN with one strided level: sees inputs and (real or synthetic) target as channels.
 
-    Input (batch, 3, x, y, z), output one logit a patch. ``features`` returns the activations that feature matching compares.
+    Input (batch, 3, x, y, z); returns the logits, one a patch, and the activations after each block, finest first.
     """
 
     def __init__(self, channels=3, width=64):
@@ -135,13 +135,9 @@ class Discriminator(nn.Module):
         self.logits = nn.Conv3d(width, 1, 4, padding=1)
         kaiming_init(self)
 
-    def features(self, x):
-        """Activations after each block, finest first."""
-        out = []
+    def forward(self, x):
+        features = []
         for block in self.blocks:
             x = block(x)
-            out.append(x)
-        return out
-
-    def forward(self, x):
-        return self.logits(self.features(x)[-1])
+            features.append(x)
+        return self.logits(x), features

@@ -6,8 +6,9 @@ from medsynth_lib.data.preprocess import augment
 from medsynth_lib.models.pix2pix import Discriminator, Generator
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+RECIPE_KEYS = ("width", "loss", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial",
+               "intensity", "steps", "batch_size", "validate_every")  # fmt: skip
 L1_WEIGHT, FEATURE_WEIGHT = 100.0, 1.5  # of the public implementation; the paper names the L1 loss alone
-CONSTANT_SHARE = 50 / 120  # 50 epochs at the full learning rate, then 70 of linear decay to zero
 
 
 def l1_loss(y_hat, y):
@@ -28,7 +29,8 @@ def feature_matching_loss(fake, real):
 class Pix2Pix:
     """Generator FLAIR+T2 -> T1, with ``loss`` "l1" (the paper's text) or "gan" (LSGAN + 100 L1 + 1.5 feature matching).
 
-    ``recipe`` keys: width, loss, learning_rate, spatial and intensity (probabilities of the two kinds of augmentation).
+    ``recipe`` keys: width, loss, learning_rate with its schedule (constant_until, decay_until, final_learning_rate), spatial
+    and intensity (probabilities of the two kinds of augmentation).
     """
 
     def __init__(self, recipe):
@@ -42,8 +44,13 @@ class Pix2Pix:
         }
 
     def learning_rate(self, step, steps):
-        """Constant for the first 50/120 of training, then linear to zero."""
-        return self.recipe["learning_rate"] * min(1.0, (1 - step / steps) / (1 - CONSTANT_SHARE))
+        """Constant, then linear towards zero, but never below the final rate; shares of the training in the recipe.
+
+        The paper's schedule, 50 epochs and 70 of decay to zero, is constant_until 50/120, decay_until 1, final rate 0.
+        """
+        r, share = self.recipe, step / steps
+        decay = (r["decay_until"] - share) / (r["decay_until"] - r["constant_until"])
+        return max(r["learning_rate"] * min(1.0, decay), r["final_learning_rate"])
 
     def prepare(self, batch, generator):
         """Augment each sample of a batch; the paper's three augmentations are in `augment`."""
@@ -73,14 +80,12 @@ class Pix2Pix:
         """Discriminator first, on the detached fake; then the generator against the updated discriminator."""
         d = self.networks["discriminator"]
         real, fake = torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
-        d_loss = (lsgan_loss(d(real), True) + lsgan_loss(d(fake.detach()), False)) / 2
+        d_loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
         self.update("discriminator", d_loss)
-        d.requires_grad_(False)  # the generator's pass needs gradients through d, not of d
-        fake_features, real_features = d.features(fake), d.features(real)
-        adversarial = lsgan_loss(d.logits(fake_features[-1]), True)
-        matching = feature_matching_loss(fake_features, real_features)
+        logits, fake_features = d(fake)  # the gradients this leaves in d are cleared before its next update
+        adversarial = lsgan_loss(logits, True)
+        matching = feature_matching_loss(fake_features, d(real)[1])
         self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching)
-        d.requires_grad_(True)
         return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
 
     def update(self, name, loss):

@@ -1,0 +1,31 @@
+"""Run by test_pix2pix in two processes: four steps of DDP training on the CPU, weights of rank 0 to a file."""
+
+import sys
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from test_pix2pix import RECIPE, Volumes
+
+from medsynth_lib.training import loop
+from medsynth_lib.training.pix2pix import Pix2Pix
+
+
+def main(folder, loss):
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    algorithm = Pix2Pix(RECIPE | {"loss": loss, "spatial": 0.0, "intensity": 0.0})
+    loop.fit(
+        algorithm, Volumes(6, 1, 24), Volumes(1, 2, 24), folder, steps=4, batch_size=1, validate_every=4, fabric=fabric
+    )
+    if fabric.global_rank == 0:
+        save_file(
+            {k: v.contiguous() for k, v in algorithm.networks["generator"].state_dict().items()},
+            f"{folder}/ddp.safetensors",
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,162 @@
+"""Scores and statistics: closed forms, invariances, and known pairs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from scipy.ndimage import gaussian_filter
+
+from medsynth_lib.evaluation import image, statistics
+from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects, summary
+
+rng = np.random.default_rng(0)
+TARGET = gaussian_filter(rng.random((24, 24, 24)), 1.5)
+TARGET = (TARGET - TARGET.min()) / np.ptp(TARGET)
+MASK = np.zeros(TARGET.shape, bool)
+MASK[4:20, 4:20, 4:20] = True
+
+
+def test_psnr_of_a_known_error():
+    assert image.psnr(TARGET + 0.1, TARGET) == pytest.approx(20)
+    assert image.psnr(TARGET, TARGET) == float("inf")
+
+
+def test_mask_ignores_what_is_outside():
+    spoiled = np.where(MASK, TARGET, 0.9)
+    assert image.psnr(spoiled, TARGET, MASK) == float("inf") and image.psnr(spoiled, TARGET) < 20
+
+
+def test_black_background_flatters_the_unmasked_score():
+    truth, guess = TARGET * MASK, np.clip(TARGET + 0.1, 0, 1.1) * MASK
+    assert image.psnr(guess, truth, MASK) == pytest.approx(20)
+    assert image.psnr(guess, truth) == pytest.approx(20 - 10 * np.log10(MASK.mean()))
+
+
+def test_ssim_is_its_definition():
+    """One voxel by hand: Gaussian means, variances and covariance with sigma 1.5 cut at 5 voxels (Wang et al. 2004)."""
+    guess = np.clip(TARGET + 0.05 * rng.standard_normal(TARGET.shape), 0, 1)
+
+    def blur(a):
+        return gaussian_filter(a, 1.5, radius=5)
+
+    x, y = blur(guess), blur(TARGET)
+    vx, vy, cov = blur(guess**2) - x**2, blur(TARGET**2) - y**2, blur(guess * TARGET) - x * y
+    full = (2 * x * y + 1e-4) * (2 * cov + 9e-4) / ((x**2 + y**2 + 1e-4) * (vx + vy + 9e-4))
+    assert image.ssim(guess, TARGET, MASK) == pytest.approx(full[MASK].mean(), abs=1e-6)
+    assert image.ssim(TARGET, TARGET) == pytest.approx(1)
+
+
+def test_scale_free_psnr_forgives_contrast_only():
+    assert image.scale_free_psnr(0.4 * TARGET + 0.2, TARGET, MASK) > 100
+    noisy = TARGET + 0.05 * rng.standard_normal(TARGET.shape)
+    assert image.scale_free_psnr(0.4 * noisy + 0.2, TARGET, MASK) == pytest.approx(
+        image.scale_free_psnr(noisy, TARGET, MASK)
+    )
+
+
+def test_nmi_is_2_for_any_one_to_one_map_and_1_for_noise():
+    levels = rng.integers(0, 8, (32, 32, 32)) / 7
+    everywhere = np.ones(levels.shape, bool)
+    assert image.nmi(1 - levels, levels, everywhere) == pytest.approx(2)
+    assert image.nmi(rng.integers(0, 8, levels.shape) / 7, levels, everywhere) == pytest.approx(1, abs=0.01)
+
+
+def test_paper_psnr_uses_the_predictions_range():
+    assert image.paper_psnr(0.5 * TARGET, TARGET) == pytest.approx(
+        10 * np.log10(0.25 / np.mean((0.5 * TARGET - TARGET) ** 2))
+    )
+
+
+def test_scores_split_tumour_and_healthy():
+    seg = np.zeros(TARGET.shape)
+    seg[6:9, 6:9, 6:9] = 4
+    guess = TARGET + np.where(seg > 0, 0.1, 0.01)
+    out = image.scores(torch.from_numpy(guess)[None], torch.from_numpy(TARGET)[None], MASK[None], seg[None])
+    assert out["tumour_psnr"] == pytest.approx(20) and out["healthy_psnr"] == pytest.approx(40)
+    assert "tumour_psnr" not in image.scores(guess, TARGET, MASK, np.zeros(TARGET.shape))
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_holm_of_a_textbook_example():
+    """p = .01, .04, .03, .005 -> .03, .06, .06, .02 (Holm 1979)."""
+    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(statistics.holm([0.9, 0.8]), [1, 1])
+
+
+def test_rank_biserial_ends_and_middle():
+    assert statistics.rank_biserial([1, 2, 3]) == 1 and statistics.rank_biserial([-1, -2]) == -1
+    assert statistics.rank_biserial([1, -1, 0]) == 0
+    assert statistics.rank_biserial([3, -1, 2]) == pytest.approx((3 + 2 - 1) / 6)
+
+
+def test_comparison_table():
+    old = rng.normal(20, 1, 16)
+    table = statistics.compare({"better": (old + 0.5 + 0.1 * rng.standard_normal(16), old), "same": (old, old)})
+    better, same = table.loc["better"], table.loc["same"]
+    assert better["wins"] == 16 and better["low"] < 0.5 < better["high"] + 0.1 and better["effect"] == 1
+    assert better["p"] == pytest.approx(2 / 2**16) and better["p_holm"] == pytest.approx(4 / 2**16)
+    assert same["p"] == 1 and same["difference"] == 0
+
+
+def test_bootstrap_interval_covers_the_mean():
+    """95 % intervals of the mean of 20 normal numbers hold the truth in 85 to 99 % of 200 trials."""
+    hits = 0
+    for trial in range(200):
+        d = np.random.default_rng(trial).normal(1, 1, 20)
+        row = statistics.compare({"d": (d, np.zeros(20))}, seed=trial, resamples=400).iloc[0]
+        hits += row["low"] <= 1 <= row["high"]
+    assert 170 <= hits <= 198
+
+
+def test_false_alarm_rate_of_the_test():
+    """Without a difference, p < .05 in 5 % of cases (between 1 and 10 % in 200)."""
+    alarms = sum(stats.wilcoxon(np.random.default_rng(t).normal(0, 1, 16)).pvalue < 0.05 for t in range(200))
+    assert 2 <= alarms <= 20
+
+
+def test_unequal_lists_are_refused():
+    with pytest.raises(ValueError, match="16 and 15|two equally long"):
+        statistics.compare({"x": (np.zeros(16), np.zeros(15))})
+
+
+# ---------------------------------------------------------------- subjects
+
+
+class Volumes(list):
+    """The part of PairedVolumes that scoring uses."""
+
+    def __init__(self, subjects, offset):
+        x = torch.from_numpy(TARGET).float()
+        super().__init__(
+            dict(x=torch.stack([x, 1 - x]), y=(x + offset + 0.01 * i)[None], mask=torch.from_numpy(MASK)[None])
+            for i, _ in enumerate(subjects)
+        )
+        self.frame = pd.DataFrame(dict(subject=subjects))
+
+
+def test_subjects_are_matched_by_name_not_by_position():
+    inputs, truth = Volumes(["b", "a"], 0.0), Volumes(["a", "b"], 0.0)
+    table = score_subjects(copy_input(0), inputs, truth)
+    assert table.index.tolist() == ["b", "a"]
+    assert table.loc["a", "psnr"] == float("inf") and table.loc["b", "psnr"] == pytest.approx(40, abs=0.01)
+    with pytest.raises(KeyError):
+        score_subjects(copy_input(0), Volumes(["c"], 0.0), truth)
+
+
+def test_mean_target_and_summary():
+    training = Volumes(["a", "b"], 0.0)
+    make = mean_target(training)
+    assert torch.allclose(make(training[0])[training[0]["mask"]], (training[0]["y"] + 0.005)[training[0]["mask"]])
+    text = summary({"mean": score_subjects(make, training, training)}, ("psnr", "absent"))
+    assert list(text.columns) == ["psnr"] and "±" in text.loc["mean", "psnr"]
+
+
+def test_prediction_is_zero_outside_the_mask():
+    from medsynth_lib.models.pix2pix import Generator
+
+    sample = Volumes(["a"], 0.0)[0]
+    out = predict(Generator(width=8), sample)
+    assert out.shape == sample["y"].shape and not out[~sample["mask"]].any() and out[sample["mask"]].all()
