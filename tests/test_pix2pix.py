@@ -328,7 +328,7 @@ class Prepared(Volumes):
 
         super().__init__(n, seed)
         self.contract = contract or Contract()
-        self.frame = pd.DataFrame([dict(subject=f"s{seed}{i}", site="A") for i in range(n)])
+        self.frame = pd.DataFrame([dict(subject=f"s{seed}{i}", site="A", source="simulated") for i in range(n)])
 
 
 def test_artefact_is_trained_once_and_read_back(tmp_path, monkeypatch):

@@ -86,12 +86,17 @@ def train_or_load(name, recipe, train, tune, fabric=None):
 def artefact_key(recipe, train, tune):
     """Eight hexadecimal digits that change with the recipe, the scans, the preprocessing and the algorithm's VERSION."""
     _, algorithm_version = ALGORITHMS[recipe["algorithm"]]
-    scans = [
-        data.frame.reindex(columns=["subject", "site", "source"]).fillna("real").values.tolist()
-        for data in (train, tune)
-    ]
+    scans = [scan_identity(row, data) for data in (train, tune) for _, row in data.frame.iterrows()]
     text = json.dumps([recipe, algorithm_version, scans, asdict(train.contract)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def scan_identity(row, data):
+    """What tells one scan from another: the simulation that made it or, for real data, the hashes of its files."""
+    if str(row.get("source", "")).startswith("simulated"):
+        return [row["subject"], row["site"], row["source"]]
+    root = Path(data.frame.attrs["root"])
+    return [hashlib.sha256((root / row[m]).read_bytes()).hexdigest() for m in data.contract.modalities]
 
 
 def save(folder, algorithm, recipe, contract, seconds):

@@ -68,14 +68,19 @@ def template_path(kind):
     return path
 
 
+def low_pass_sigma(spacing):
+    """Sigma in mm of the blur for a grid: a wider voxel averages more anatomy. None at the atlas's own 1 mm or finer."""
+    return 0.35 * spacing if spacing > 1 else 0.0
+
+
 @lru_cache(maxsize=4)
 def atlas(spacing=1.0):
     """The atlas, low-passed for sampling every ``spacing`` mm; made once (about 5 s), then read from the cache."""
     path = cache_folder("atlas") / f"mni152-v{VERSION}-{spacing:g}mm.npz"
     if not path.exists():
         arrays = build_maps()
-        if spacing > 1:  # a wider voxel averages more anatomy; 0.35 voxel keeps what the grid can show
-            arrays["maps"] = gaussian_blur(torch.from_numpy(arrays["maps"]), [0.35 * spacing] * 3).numpy()
+        if sigma := low_pass_sigma(spacing):
+            arrays["maps"] = gaussian_blur(torch.from_numpy(arrays["maps"]), [sigma] * 3).numpy()
         arrays["maps"] = np.round(arrays["maps"] * 255).astype(np.uint8)
         with atomic(path) as temporary:
             np.savez(temporary, **arrays)

@@ -25,17 +25,20 @@ def spin_echo(pd, t1, t2, tr, te):
 
 
 def inversion_recovery(pd, t1, t2, tr, te, ti):
-    r"""Magnitude signal of a 180-TI-90-180 inversion-recovery spin echo: FLAIR, when TI nulls the fluid.
+    r"""Signed signal of a 180-TI-90-180 inversion-recovery spin echo: FLAIR, when TI nulls the fluid.
 
-    $S = \rho\,|1 - 2e^{-TI/T_1} + 2e^{-(TR-TE/2)/T_1} - e^{-TR/T_1}|\,e^{-TE/T_2}$
-    (Bernstein et al. 2004, section 14.2, with perfect inversion).
+    $S = \rho\,[1 - 2e^{-TI/T_1} + 2e^{-(TR-TE/2)/T_1} - e^{-TR/T_1}]\,e^{-TE/T_2}$
+    (Bernstein et al. 2004, section 14.2, with perfect inversion). Negative before the null: tissues that share a voxel add
+    with their signs, and only the scanner's image is a magnitude. Raises ValueError where TI and TE do not fit into TR.
     """
+    if ti + te > tr:
+        raise ValueError(f"inversion recovery: TI={ti} and TE={te} do not fit into TR={tr} ms; lengthen TR or shorten TI")
     recovery = 1 - 2 * np.exp(-ti / t1) + 2 * np.exp(-(tr - te / 2) / t1) - np.exp(-tr / t1)
-    return pd * np.abs(recovery) * np.exp(-te / t2)
+    return pd * recovery * np.exp(-te / t2)
 
 
 def mprage(pd, t1, t2, tr, te, ti, flip, echo_spacing, n_pulses=176, inversion=0.96):
-    r"""Steady-state magnitude signal of MPRAGE at the centre of k-space: inversion, wait, N small pulses, wait.
+    r"""Signed steady-state signal of MPRAGE at the centre of k-space: inversion, wait, N small pulses, wait.
 
     During the pulse train $M_z$ relaxes with $1/T_1^* = 1/T_1 - \ln(\cos\alpha)/\tau$ towards
     $M^* = (1-e^{-\tau/T_1})/(1-\cos\alpha\,e^{-\tau/T_1})$ (Deichmann & Haase 1992, J Magn Reson 96:608); the state before
@@ -59,7 +62,7 @@ def mprage(pd, t1, t2, tr, te, ti, flip, echo_spacing, n_pulses=176, inversion=0
     offset = 1 - e_after + e_after * (m_star * (1 - e_train) + (1 - e_before) * e_train)
     m = offset / (1 - gain)
     at_centre = m_star + (1 - (1 + inversion * m) * e_before - m_star) * decay ** (n_pulses // 2)
-    return pd * sin_a * np.abs(at_centre) * np.exp(-te / (T2_STAR_OVER_T2 * t2))
+    return pd * sin_a * at_centre * np.exp(-te / (T2_STAR_OVER_T2 * t2))
 
 
 SEQUENCES = {"mprage": mprage, "spin_echo": spin_echo, "inversion_recovery": inversion_recovery}
@@ -117,7 +120,7 @@ class Sequence:
 
 
 def tissue_signals(sequence, field, t1_factor=1.0, t2_factor=1.0):
-    """Signal of every tissue of the table, shape (tissues,), under one sequence at field strength 1.5 or 3 (tesla).
+    """Signed signal of every tissue of the table, shape (tissues,), under one sequence at field strength 1.5 or 3 (tesla).
 
     ``t1_factor`` and ``t2_factor`` multiply all relaxation times: used for sensitivities and for what-if questions.
     Field strengths other than the table's raise KeyError; a new one needs a new column with its source.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from medsynth_lib.data.atlas import low_pass_sigma
 from medsynth_lib.data.fields import gaussian_blur, random_field
 from medsynth_lib.data.physics import WM, Sequence, tissue_signals
 from medsynth_lib.data.subject import grid_axes
@@ -135,11 +136,13 @@ def scan(subject, site, contrast, noise=True):
         sigma = site.noise * white * min(1.0, 1.5 / subject.spacing)  # larger voxels average noise
         gain *= np.exp(rng.normal(0, 0.2))  # scanners adjust their gain to every patient
         image = rician(image, sigma, rng)
+    else:
+        image = image.abs_()
     return (image * torch.from_numpy(subject.brain) * float(gain)).numpy()
 
 
 def ideal_image(subject, sequence, field):
-    """Noise-free signal (x, y, z) of a pulse sequence in units of pure water, and the signal of white matter.
+    """Noise-free signed signal (x, y, z) of a pulse sequence in units of pure water, and white matter's magnitude.
 
     The subject's T1 and T2 deviations enter to first order: S + dS/dlnT1 * d1 + dS/dlnT2 * d2, tissue by tissue.
     """
@@ -148,12 +151,13 @@ def ideal_image(subject, sequence, field):
     d_t2 = (tissue_signals(sequence, field, t2_factor=1.02) - tissue_signals(sequence, field, t2_factor=0.98)) / 0.04
     weights = torch.from_numpy(np.stack([signal, d_t1, d_t2])).float()
     s, s1, s2 = (weights @ subject.fractions.flatten(1)).unflatten(1, subject.shape)
-    return s.addcmul_(s1, subject.t1_field).addcmul_(s2, subject.t2_field), float(signal[WM])
+    return s.addcmul_(s1, subject.t1_field).addcmul_(s2, subject.t2_field), abs(float(signal[WM]))
 
 
 def blur_to(image, fwhm, spacing):
     """Blur (x, y, z) to the site's point spread, less what the atlas was already low-passed by for this grid."""
-    sigma = [np.sqrt(max((f / 2.355) ** 2 - (0.35 * spacing) ** 2, 0)) / spacing for f in fwhm]
+    applied = low_pass_sigma(spacing)
+    sigma = [np.sqrt(max((f / 2.355) ** 2 - applied**2, 0)) / spacing for f in fwhm]
     return gaussian_blur(image[None], sigma)[0]
 
 

@@ -10,11 +10,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from medsynth_lib.data.atlas import VERSION as ATLAS_VERSION
+from medsynth_lib.data.atlas import atlas
 from medsynth_lib.data.manifest import read_manifest, write_manifest
 from medsynth_lib.data.nifti import write_volume
 from medsynth_lib.data.scanner import CONTRASTS, SITES, scan
 from medsynth_lib.data.subject import make_subject
-from medsynth_lib.files import atomic, cache_folder
+from medsynth_lib.files import DataError, atomic, cache_folder
 
 VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
 # Disjoint by construction: a split is a range of seeds, and a seed is a person.
@@ -38,17 +40,30 @@ def simulated_dataset(counts, shape, spacing, sites=("A", "B"), tumour=True, job
         tumour: with a glioma or tumour-free (then the seg file is all zero).
         jobs: worker processes. folder: where to write; None chooses one in the cache by the arguments.
 
-    An interrupted run goes on where it stopped. Raises KeyError for an unknown split or site.
+    An interrupted run goes on where it stopped. Raises KeyError for an unknown split or site, and DataError for a folder that
+    holds another data set.
     """
     seeds = [(split, SEEDS[split][i]) for split, n in counts.items() for i in range(n)]
+    source = describe(shape, spacing, tumour)
     if folder is None:
-        recipe = json.dumps([VERSION, sorted(counts.items()), list(shape), float(spacing), list(sites), tumour])
+        recipe = json.dumps([source, sorted(counts.items()), list(sites)])
         folder = cache_folder("simulated", hashlib.sha256(recipe.encode()).hexdigest()[:12])
     folder = Path(folder)
     if not (folder / "manifest.csv").exists():  # written last: it marks the data set as complete
+        atlas(float(spacing))  # once here, not once in every worker
         tasks = [(folder, split, seed, tuple(shape), spacing, tuple(sites), tumour) for split, seed in seeds]
         write_manifest(pd.DataFrame(sum(run(write_subject, tasks, jobs, progress), [])), folder / "manifest.csv")
-    return read_manifest(folder / "manifest.csv")
+    frame = read_manifest(folder / "manifest.csv")
+    wanted = {(f"{seed:05d}", f"SIM{site}", source) for _, seed in seeds for site in sites}
+    if wanted != set(zip(frame["subject"], frame["site"], frame["source"], strict=True)):
+        raise DataError(f"{folder}: holds other simulated subjects than asked for ({source}); choose another folder.")
+    return frame
+
+
+def describe(shape, spacing, tumour):
+    """What simulated images depend on besides subject and site; the manifest's ``source``."""
+    kind = "with glioma" if tumour else "tumour-free"
+    return f"simulated v{VERSION}.{ATLAS_VERSION}, {'x'.join(map(str, shape))} at {spacing:g} mm, {kind}"
 
 
 def run(function, tasks, jobs, progress):
@@ -77,7 +92,7 @@ def write_subject(folder, split, seed, shape, spacing, sites, tumour):
         paths = {m: f"HGG/{case}/{case}_{m}.nii.gz" for m in (*CONTRASTS, "seg")}
         rows.append(
             dict(
-                subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=f"simulated v{VERSION}", **paths, **truth
+                subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=describe(shape, spacing, tumour), **paths, **truth
             )
         )
     return rows

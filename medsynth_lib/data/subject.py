@@ -140,7 +140,9 @@ def widen_ventricles(coords, seed, spacing, ventricle_mm):
     if ventricle_mm is None:
         ventricle_mm = float(np.clip(generator(seed, "ventricles").gamma(2.0, 0.9) - 1.0, -1.0, 4.5))
     a = atlas(float(spacing))
-    return coords.sub_(sample(a.push, a.world_to_push, coords).mul_(ventricle_mm)), ventricle_mm
+    for _ in range(4):  # small steps follow the field as a flow; one large step folds space where the field converges
+        coords = coords - sample(a.push, a.world_to_push, coords).mul_(ventricle_mm / 4)
+    return coords, ventricle_mm
 
 
 def draw_tumour(seed, spacing):
@@ -163,7 +165,7 @@ def tumour_box(lesion, axes, to_atlas):
     """Slices of the grid that can be reached by the tumour and its mass effect: everything else is left alone."""
     matrix, shift = to_atlas
     centre = np.linalg.solve(matrix, lesion["centre"] - shift)
-    reach = 3 * lesion["core_mm"] + 14  # mass effect below 1e-2 mm; oedema ends earlier
+    reach = 3 * lesion["core_mm"] * lesion["axes"].max() + 14  # the push beyond is below 0.1 mm; oedema ends earlier
     return tuple(slice(*np.searchsorted(a, (c - reach, c + reach))) for a, c in zip(axes, centre, strict=True))
 
 

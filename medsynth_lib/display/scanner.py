@@ -13,7 +13,7 @@ RANGES = dict(tr=(300, 10_000, 100), te=(5, 200, 5), ti=(100, 4000, 50))  # ms: 
 
 def normalised_slice(subject, sequence, field, index):
     """Axial slice of a noise-free image, scaled so that the 99.7th percentile of the brain is 1."""
-    image = ideal_image(subject, sequence, field)[0].numpy() * subject.brain
+    image = np.abs(ideal_image(subject, sequence, field)[0].numpy()) * subject.brain
     return slice_of(image / np.percentile(image[subject.brain], 99.7), index=index)
 
 
@@ -48,12 +48,15 @@ def scanner_sliders(subject, index):
     import ipywidgets as widgets
 
     def redraw(tr, te, ti, field):
+        if ti + te > tr:
+            print("TI and TE do not fit into TR: lengthen TR")
+            return
         settings = dict(tr=tr, te=te) | (dict(ti=ti) if ti else {})
         sequence = Sequence("inversion_recovery" if ti else "spin_echo", settings)
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
         left.imshow(normalised_slice(subject, sequence, field, index), origin="lower", cmap="gray", vmin=0, vmax=1)
         left.axis("off")
-        right.barh([t.name for t in TISSUES], tissue_signals(sequence, field))
+        right.barh([t.name for t in TISSUES], np.abs(tissue_signals(sequence, field)))
         right.set(xlabel="signal (1 = pure water at equilibrium)", xlim=(0, 1))
         plt.show()
 
@@ -84,7 +87,7 @@ def inversion_curves(field, tr, te, mark):
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for tissue, curve in zip(TISSUES, signals.T, strict=True):
         if tissue.name in ("white matter", "grey matter", "CSF", "oedema"):
-            axis.plot(ti, curve, label=tissue.name)
+            axis.plot(ti, np.abs(curve), label=tissue.name)
     axis.axvline(mark, color="k", linestyle=":", label=f"TI used: {mark} ms")
     axis.set(
         xlabel="inversion time TI (ms)", ylabel="signal", title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms"
