@@ -35,7 +35,7 @@ def main():
                     width=width,
                     loss=loss,
                     seconds=round(seconds, 3),
-                    peak_gib=round(peak, 2),
+                    peak_gib_so_far=round(peak, 2),
                 )
             )
     write(args.out, f"pix2pix-{args.device}", rows, args.device)

@@ -52,5 +52,5 @@ def median_seconds(function, repeats=3):
 
 
 def peak_gib():
-    """Peak resident memory of this process in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Peak resident memory so far, in GiB: of this process, or of its largest finished worker if that is more."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20

@@ -15,7 +15,7 @@ import numpy as np
 from common import arguments, peak_gib, write
 
 from medsynth_lib.course.data import site_pair, split_sites, volumes
-from medsynth_lib.data.manifest import open_dataset
+from medsynth_lib.data.manifest import check_leaks, open_dataset
 from medsynth_lib.data.nifti import read_case, read_volume, write_volume
 from medsynth_lib.data.preprocess import Contract, restore
 from medsynth_lib.data.simulate import simulated_dataset
@@ -47,7 +47,8 @@ def main():
         frame = simulated_dataset(dict(train=1, tune=1, test=1), (240, 240, 155), 1.0, jobs=2)
         stages.done("simulate 3 subjects at 2 sites")
     if (frame["split"] == "").all():
-        frame = split_sites(frame, seed=0)
+        frame = split_sites(frame[frame["site"].isin(site_pair(frame))], seed=0)
+    check_leaks(frame)
     source, target = site_pair(frame)
     contract = Contract(spacing=(1.0, 1.0, 1.0), size=(192, 192, 144))
     train, tune = (volumes(frame, contract, source, split, limit=2) for split in ("train", "tune"))

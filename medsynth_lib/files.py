@@ -6,6 +6,8 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 class DataError(ValueError):
     """A file or folder that cannot be used or written; the message names it, the value and the remedy."""
@@ -31,11 +33,15 @@ def atomic(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if not (temporary.is_dir() and path.is_dir()):
+        try:
             os.replace(temporary, path)
-    except OSError as error:
+        except OSError:
+            if not (temporary.is_dir() and path.is_dir()):
+                raise
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); free disk space or choose a writable folder."
+            f"{path}: cannot be written ({reason}); free disk space or choose a writable folder."
         ) from error
     finally:
         if temporary.is_dir():

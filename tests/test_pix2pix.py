@@ -1,6 +1,5 @@
 """pix2pix: parameter counts, receptive field, sizes, losses, exact resume, interrupts and faults."""
 
-import errno
 import os
 import signal
 
@@ -280,21 +279,67 @@ def test_non_finite_loss_is_named_and_keeps_the_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == saved
 
 
-def test_full_disk_is_named_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    from medsynth_lib.training import checkpoint
+def test_full_disk_is_named_and_keeps_the_checkpoint(tmp_path):
+    """A real one: a child process may write no file longer than 4 kB, as if the disk ended there."""
+    import subprocess
+    import sys
+    from pathlib import Path
 
     trained(tmp_path, 3)
     saved = (tmp_path / "checkpoint.safetensors").read_bytes()
-
-    def full(tensors, path, metadata=None):
-        path.write_bytes(b"half a file")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(DataError, match="checkpoint.safetensors.*No space left"):
-        trained(tmp_path, 8)
+    program = f"""
+import resource, torch
+from test_pix2pix import trained
+torch.set_num_threads(1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+trained({str(tmp_path)!r}, 8)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert "DataError" in done.stderr and "checkpoint.safetensors: cannot be written" in done.stderr, done.stderr[
+        -2000:
+    ]
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == saved
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "history.csv"]
+
+
+def test_stop_between_history_and_checkpoint_loses_nothing(tmp_path, monkeypatch):
+    """The history is written first: a run killed before the checkpoint goes on from the one before."""
+    whole, _ = trained(tmp_path / "whole", 8)
+
+    def killed(*arguments):
+        if arguments[-1]["step"] == 6:
+            raise SystemError("killed")
+        return save(*arguments)
+
+    save = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    with pytest.raises(SystemError):
+        trained(tmp_path / "broken", 8)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    again, history = trained(tmp_path / "broken", 8)
+    assert same_weights(whole, again) and history["step"].tolist() == [3, 6, 8]
+
+
+def test_non_finite_weights_never_reach_a_checkpoint(tmp_path, monkeypatch):
+    """NaN from the last update shows in the tuning loss alone; the checkpoint on disk stays the one from before."""
+    trained(tmp_path, 3)
+    saved = (tmp_path / "checkpoint.safetensors").read_bytes()
+    step = Pix2Pix.step
+
+    def poisoning(self, batch):
+        losses = step(self, batch)
+        poisoning.calls += 1
+        if poisoning.calls == 3:  # step 6: validation and checkpoint follow
+            self.networks["generator"].out[1].bias.data.fill_(float("nan"))
+        return losses
+
+    poisoning.calls = 0
+    monkeypatch.setattr(Pix2Pix, "step", poisoning)
+    with pytest.raises(loop.NonFiniteLoss, match="'tune_l1' is nan at step 6"):
+        trained(tmp_path, 8)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == saved
 
 
 def test_damaged_checkpoint_is_named(tmp_path):

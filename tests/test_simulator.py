@@ -11,9 +11,10 @@ from medsynth_lib.data import physics
 from medsynth_lib.data.atlas import STRUCTURES, atlas
 from medsynth_lib.data.fields import gaussian_blur, random_field, sample
 from medsynth_lib.data.physics import CSF, TISSUES, WM
-from medsynth_lib.data.scanner import CONTRASTS, SITES, rician, scan
+from medsynth_lib.data.scanner import CONTRASTS, SITES, ideal_image, rician, scan
 from medsynth_lib.data.simulate import SEEDS, simulated_dataset
 from medsynth_lib.data.subject import grid_axes, make_subject, structure_volumes
+from medsynth_lib.files import DataError
 
 # ---------------------------------------------------------------- an independent Bloch simulation, 0.25 ms steps
 
@@ -96,7 +97,10 @@ def test_signal_equations_equal_bloch_simulation(site, contrast):
     signals = physics.tissue_signals(sequence, field)
     pd, t1, t2 = (np.array(v, float) for v in zip(*((t.pd, t.t1[field], t.t2[field]) for t in TISSUES), strict=True))
     simulated = pd * BLOCH[sequence.kind](t1, t2, **sequence.settings)
-    assert np.all(np.abs(np.abs(signals) - simulated) <= 0.005 * simulated + 0.001 * signals.max()), (signals, simulated)
+    assert np.all(np.abs(np.abs(signals) - simulated) <= 0.005 * simulated + 0.001 * signals.max()), (
+        signals,
+        simulated,
+    )
 
 
 def test_gadolinium_brightens_only_enhancing_tumour():
@@ -108,6 +112,22 @@ def test_gadolinium_brightens_only_enhancing_tumour():
 def test_flair_nulls_csf_at_its_inversion_time():
     """TI = T1 ln 2 nulls a fluid when TR >> T1."""
     assert physics.inversion_recovery(1, 4300, 2000, tr=1e6, te=0, ti=4300 * np.log(2)) == pytest.approx(0, abs=1e-12)
+
+
+def test_tissues_with_opposite_signs_cancel_in_a_shared_voxel():
+    """Site B's FLAIR has negative CSF: a voxel of half CSF, half grey matter is darker than the mean of magnitudes."""
+    signal = physics.tissue_signals(SITES["B"].sequences["flair"], 1.5)
+    assert signal[CSF] < 0 < signal[physics.GM]
+    person = make_subject(3, (48,) * 3, 4.0, tumour=False)
+    image, _ = ideal_image(person, SITES["B"].sequences["flair"], 1.5)
+    expected = np.tensordot(signal, person.fractions.numpy(), 1)
+    np.testing.assert_allclose(image.numpy(), expected, atol=0.2 * signal[WM])  # T1 and T2 vary by a few per cent
+    assert (scan(person, SITES["B"], "flair", noise=False) >= 0).all()
+
+
+def test_inversion_recovery_refuses_times_that_do_not_fit():
+    with pytest.raises(ValueError, match="do not fit into TR=300"):
+        physics.inversion_recovery(1, 4300, 2000, tr=300, te=20, ti=4000)
 
 
 def test_mprage_refuses_a_train_that_does_not_fit():
@@ -199,9 +219,12 @@ def test_tumour_free_subject_has_no_tumour():
     assert not healthy.seg.any() and healthy.truth["enhancing_ml"] == 0
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_deformation_does_not_fold(seed):
-    coords = make_subject(seed, (96, 96, 96), 2.0).coords.double().numpy()
+@pytest.mark.parametrize(
+    "seed, ventricle_mm", [(0, None), (1, None), (19, None), (23, None), (5, -1.0), (4, 4.5), (5, 4.5)]
+)
+def test_deformation_does_not_fold(seed, ventricle_mm):
+    """Seeds 19 and 23 draw 4.0 and 4.5 mm, the widest ventricles of the first forty."""
+    coords = make_subject(seed, (96, 96, 96), 2.0, ventricle_mm=ventricle_mm).coords.double().numpy()
     gradient = np.stack([np.stack(np.gradient(c, 2.0)) for c in coords])  # (3 components, 3 axes, x, y, z)
     assert np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1))).min() > 0
 
@@ -325,6 +348,24 @@ def test_dataset_resumes_after_a_crash(tmp_path, monkeypatch):
     again = simulated_dataset(**arguments, folder=tmp_path / "broken", jobs=2)
     assert again.equals(whole)
     assert not [p for p in (tmp_path / "broken").rglob(".*")]
+
+
+def test_a_folder_with_another_data_set_is_not_reused(tmp_path):
+    simulated_dataset(dict(tune=1), (16, 16, 12), 12.0, folder=tmp_path)
+    with pytest.raises(DataError, match="other simulated subjects"):
+        simulated_dataset(dict(tune=2), (16, 16, 12), 12.0, folder=tmp_path)
+
+
+def test_point_spread_at_one_millimetre_is_the_sites():
+    """Nothing was low-passed at 1 mm, so a point gets the whole FWHM; the variance of a Gaussian is (FWHM / 2.355)^2."""
+    from medsynth_lib.data.scanner import blur_to
+
+    point = torch.zeros(41, 41, 41)
+    point[20, 20, 20] = 1
+    blurred = blur_to(point, (1.2, 2.0, 5.0), 1.0)
+    i = torch.arange(41) - 20.0
+    variance = [float((blurred.sum(tuple({0, 1, 2} - {a})) * i**2).sum()) for a in range(3)]
+    assert variance == pytest.approx([(f / 2.355) ** 2 for f in (1.2, 2.0, 5.0)], rel=0.06)
 
 
 def test_dataset_has_the_brats_layout(tmp_path):

@@ -8,6 +8,7 @@ changed number is another artefact, and shipped weights outlive commits that do 
 import hashlib
 import json
 import platform
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -57,30 +58,23 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     the folder to delete.
     """
     train.contract.require(tune.contract)
+    # the CPU and not a Mac's MPS by default: exact resume is promised there
+    fabric = fabric or Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1)
     key = artefact_key(recipe, train, tune)
     for origin, folder in (
         ("shipped", notebooks_folder() / "pretrained" / f"{name}-{key}"),
         ("cached", cache_folder("artefacts") / f"{name}-{key}"),
     ):
         if (folder / "weights.safetensors").exists():  # written last: it marks the artefact as complete
-            return load(folder, origin)
+            return load(folder, origin, fabric.device)
     began = time.perf_counter()
     make, _ = ALGORITHMS[recipe["algorithm"]]
     torch.manual_seed(recipe["seed"])
     algorithm = make(recipe)
-    loop.fit(
-        algorithm,
-        train,
-        tune,
-        folder,
-        steps=recipe["steps"],
-        seed=recipe["seed"],
-        batch_size=recipe["batch_size"],
-        validate_every=recipe["validate_every"],
-        fabric=fabric or Fabric(devices=1),
-    )
-    save(folder, algorithm, recipe, train.contract, time.perf_counter() - began)
-    return load(folder, "trained now")
+    settings = {k: recipe[k] for k in ("steps", "seed", "batch_size", "validate_every")}
+    loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)
+    save(folder, algorithm, recipe, train.contract, fabric.device, time.perf_counter() - began)
+    return load(folder, "trained now", fabric.device)
 
 
 def artefact_key(recipe, train, tune):
@@ -99,7 +93,7 @@ def scan_identity(row, data):
     return [hashlib.sha256((root / row[m]).read_bytes()).hexdigest() for m in data.contract.modalities]
 
 
-def save(folder, algorithm, recipe, contract, seconds):
+def save(folder, algorithm, recipe, contract, device, seconds):
     """Complete an artefact folder, weights last."""
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     contract.save(folder / "contract.yaml")
@@ -107,7 +101,7 @@ def save(folder, algorithm, recipe, contract, seconds):
         medsynth=version("medsynth"),
         torch=torch.__version__,
         python=platform.python_version(),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
         seconds_in_last_session=round(seconds, 1),
     )
@@ -126,8 +120,8 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def load(folder, origin):
-    """Read an artefact folder; half-precision (shipped) weights become float32."""
+def load(folder, origin, device="cpu"):
+    """Read an artefact folder to a device; half-precision (shipped) weights become float32."""
     try:
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors")
@@ -135,7 +129,7 @@ def load(folder, origin):
         for name, network in algorithm.networks.items():
             own = {k.removeprefix(f"{name}/"): v.float() for k, v in tensors.items() if k.startswith(f"{name}/")}
             network.load_state_dict(own)
-            network.eval()
+            network.to(device).eval()
         return Trained(
             algorithm.networks,
             recipe,
@@ -151,12 +145,14 @@ def load(folder, origin):
 
 def ship(folder, target):
     """Copy an artefact for shipping: weights and all texts, in half precision, without the trainer's state."""
-    folder = Path(folder)
-    with atomic(Path(target) / folder.name) as temporary:
+    folder, target = Path(folder), Path(target) / Path(folder).name
+    names = ("recipe.yaml", "contract.yaml", "history.csv", "environment.json")
+    texts = {name: (folder / name).read_bytes() for name in names}
+    weights = {k: v.half() for k, v in load_file(folder / "weights.safetensors").items()}
+    if target.exists():
+        shutil.rmtree(target)
+    with atomic(target) as temporary:
         temporary.mkdir()
-        for name in ("recipe.yaml", "contract.yaml", "history.csv", "environment.json"):
-            (temporary / name).write_bytes((folder / name).read_bytes())
-        save_file(
-            {k: v.half() for k, v in load_file(folder / "weights.safetensors").items()},
-            temporary / "weights.safetensors",
-        )
+        for name, content in texts.items():
+            (temporary / name).write_bytes(content)
+        save_file(weights, temporary / "weights.safetensors")

@@ -1,8 +1,7 @@
 """The data of a lesson: the simulated subjects, or the real ones that DATA_DIR names, by the same code from here on."""
 
-import os
-
 import numpy as np
+import torch
 
 from medsynth_lib.data.manifest import check_leaks, open_dataset
 from medsynth_lib.data.preprocess import Contract, PairedVolumes
@@ -14,17 +13,19 @@ SHARES = dict(test=0.25, tune=0.1)  # of a real site's subjects; the rest trains
 
 
 def lesson_manifest(lesson):
-    """Manifest with a filled ``split`` column (train, adapt, tune, test) for a notebook's settings.
+    """Manifest of a source and a target site with a filled ``split`` column (train, tune, test, adapt).
 
-    With DATA_DIR: its manifest or BraTS folders, split per subject and site where no split is saved. Without: simulated
-    subjects, ``settings.counts`` of each split at every one of ``settings.sites``, written once to the cache.
+    Without DATA_DIR: simulated subjects, ``settings.counts`` of each split at every one of ``settings.sites``, written once
+    to the cache. With DATA_DIR: its manifest or BraTS folders, reduced to `site_pair`; where no split is saved, `split_sites`
+    makes one (train, tune and test at both sites; the adaptation split of Table 1 is `split_source_target`).
     """
     s = lesson.settings
     if lesson.data_dir is None:
         return simulated_dataset(
-            s.counts, tuple(s.shape), s.spacing, tuple(s.sites), jobs=min(os.cpu_count(), 8), progress=not headless()
+            s.counts, tuple(s.shape), s.spacing, tuple(s.sites), jobs=torch.get_num_threads(), progress=not headless()
         )
     frame = open_dataset(lesson.data_dir)
+    frame = frame[frame["site"].isin(site_pair(frame))].reset_index(drop=True)
     if (frame["split"] == "").all():
         frame = split_sites(frame, lesson.seed)
     check_leaks(frame)
@@ -34,19 +35,23 @@ def lesson_manifest(lesson):
 def split_sites(frame, seed):
     """Fill ``split`` at random, per subject within each site: a quarter test, a tenth tune, the rest train, at least one each.
 
-    Raises DataError for a site with fewer than three subjects.
+    Subjects scanned at several sites form a group of their own, so that all their scans get one split.
+    Raises DataError for a group with fewer than three subjects.
     """
     frame = frame.copy()
-    for number, (site, rows) in enumerate(sorted(frame.groupby("site").groups.items())):
-        subjects = np.random.default_rng([seed, number]).permutation(sorted(set(frame.loc[rows, "subject"])))
+    where = frame.groupby("subject")["site"].agg(lambda sites: "+".join(sorted(set(sites))))
+    role = {}
+    for number, (sites, members) in enumerate(sorted(where.groupby(where).groups.items())):
+        subjects = np.random.default_rng([seed, number]).permutation(sorted(members))
         n_test, n_tune = (max(1, round(share * len(subjects))) for share in SHARES.values())
         if len(subjects) < n_test + n_tune + 1:
             raise DataError(
-                f"{frame.attrs.get('root', 'manifest')}: site {site} has {len(subjects)} subject(s), but at least 3 "
+                f"{frame.attrs.get('root', 'manifest')}: site {sites} has {len(subjects)} subject(s), but at least 3 "
                 "are needed for train, tune and test; add subjects or leave the site out."
             )
-        role = {s: "test" if i < n_test else "tune" if i < n_test + n_tune else "train" for i, s in enumerate(subjects)}
-        frame.loc[rows, "split"] = frame.loc[rows, "subject"].map(role)
+        splits = ["test"] * n_test + ["tune"] * n_tune + ["train"] * (len(subjects) - n_test - n_tune)
+        role |= dict(zip(subjects, splits, strict=True))
+    frame["split"] = frame["subject"].map(role)
     return frame
 
 

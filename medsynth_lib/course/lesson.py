@@ -29,7 +29,7 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
 
     notebook: its number, such as "02".
     profile: quick, lesson, gpu or paper; "" takes MEDSYNTH_PROFILE, else lesson.
-    data_dir: folder of real data; "" takes MEDSYNTH_DATA_DIR or DATA_DIR, else None: the simulated subjects.
+    data_dir: folder of real data; "" takes the environment's DATA_DIR, else None: the simulated subjects.
     out_dir: results go to out_dir/NN; "" takes MEDSYNTH_OUT_DIR, else build/<profile> beside the library.
     overrides: settings laid over the profile's.
     Raises ValueError, KeyError or FileNotFoundError naming the parameter and its remedy.
@@ -38,7 +38,7 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     settings = load_settings(notebook, profile, overrides)
     if type(seed) is not int or seed < 0:
         raise ValueError(f"SEED = {seed!r} is not a whole number from 0; give one, such as 0.")
-    data_dir = data_dir or os.environ.get("MEDSYNTH_DATA_DIR") or os.environ.get("DATA_DIR")
+    data_dir = data_dir or os.environ.get("DATA_DIR")
     data_dir = Path(data_dir).expanduser().resolve() if data_dir else None
     if data_dir and not data_dir.is_dir():
         raise FileNotFoundError(f"DATA_DIR {data_dir} is not a folder; correct it, or leave it empty to simulate.")

@@ -68,7 +68,10 @@ def write_manifest(frame, path):
     frame = frame[columns].copy()
     root = Path(frame.attrs.get("root", path.parent)).resolve()
     for column in frame.columns.intersection(MODALITIES):
-        frame[column] = [os.path.relpath(root / cell, path.parent.resolve()) if cell else "" for cell in frame[column]]
+        frame[column] = [
+            Path(os.path.relpath(root / cell, path.parent.resolve())).as_posix() if cell else ""
+            for cell in frame[column]
+        ]
     with atomic(path) as temporary:
         frame.to_csv(temporary, index=False)
 

@@ -32,7 +32,9 @@ def inversion_recovery(pd, t1, t2, tr, te, ti):
     with their signs, and only the scanner's image is a magnitude. Raises ValueError where TI and TE do not fit into TR.
     """
     if ti + te > tr:
-        raise ValueError(f"inversion recovery: TI={ti} and TE={te} do not fit into TR={tr} ms; lengthen TR or shorten TI")
+        raise ValueError(
+            f"inversion recovery: TI={ti} and TE={te} do not fit into TR={tr} ms; lengthen TR or shorten TI"
+        )
     recovery = 1 - 2 * np.exp(-ti / t1) + 2 * np.exp(-(tr - te / 2) / t1) - np.exp(-tr / t1)
     return pd * recovery * np.exp(-te / t2)
 

@@ -92,7 +92,12 @@ def write_subject(folder, split, seed, shape, spacing, sites, tumour):
         paths = {m: f"HGG/{case}/{case}_{m}.nii.gz" for m in (*CONTRASTS, "seg")}
         rows.append(
             dict(
-                subject=f"{seed:05d}", site=f"SIM{name}", split=split, source=describe(shape, spacing, tumour), **paths, **truth
+                subject=f"{seed:05d}",
+                site=f"SIM{name}",
+                split=split,
+                source=describe(shape, spacing, tumour),
+                **paths,
+                **truth,
             )
         )
     return rows

@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from medsynth_lib.display.headless import headless
+from medsynth_lib.files import atomic
 from medsynth_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -43,51 +44,57 @@ def fit(
     """Train until ``steps`` steps are done, resuming from ``folder`` where an earlier run stopped; return the history.
 
     Args:
-        algorithm: has ``networks`` and ``optimisers`` (dictionaries), ``prepare(batch, generator)``, ``step(batch)`` and
-            ``validate(batch)``, which return a dictionary of scalar tensors, and ``learning_rate(step, steps)``.
+        algorithm: has ``networks`` and ``optimisers`` (dictionaries), ``reads`` (the keys it uses of a sample),
+            ``prepare(batch, generator)``, ``step(batch)`` and ``validate(batch)``, which return a dictionary of scalar
+            tensors, and ``learning_rate(step, steps)``.
         train, tune: data sets of dictionaries; ``tune`` is only measured on.
-        steps, until: length of the training, by which the learning rate falls; and where to stop this time (None: at its end).
         folder: receives ``checkpoint.safetensors`` and ``history.csv``.
+        steps, until: length of the training, by which the learning rate falls; and where to stop this time (None: at its end).
         fabric: a lightning_fabric.Fabric for devices, precision and processes; None runs on the CPU as it is.
 
     Returns a DataFrame, one row per ``validate_every`` steps: mean training losses since the last row, tuning losses,
     seconds. Ctrl-C finishes the step, writes a checkpoint and raises KeyboardInterrupt. Raises NonFiniteLoss.
     """
-    folder = Path(folder)
+    folder, end = Path(folder), until or steps
     rank, ranks, rows, start = setup(algorithm, fabric, folder)
-    end = until or steps
-    recent, began = [], time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    recent, unchecked, began = [], [], time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(start, end), initial=start, total=end, desc="training", disable=headless() or rank > 0)
     with interrupt_flag() as interrupted:
         for step in bar:
-            torch.manual_seed(step_seed(seed, step, rank))
-            batch = default_collate([train[i] for i in batch_indices(len(train), batch_size, seed, step, rank, ranks)])
-            batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
-            for optimiser in algorithm.optimisers.values():
-                for group in optimiser.param_groups:
-                    group["lr"] = algorithm.learning_rate(step, steps)
-            recent.append(algorithm.step(batch))
+            unchecked.append(train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fabric))
             done, stop = step + 1, interrupted()
-            if done % check_every == 0 or done == end or stop or done % validate_every == 0:
-                require_finite(recent, done)
-            if done % validate_every == 0 or done == end:
+            validate = done % validate_every == 0 or done == end
+            save = done % checkpoint_every == 0 or done == end or stop
+            if validate or save or done % check_every == 0:  # not at every step: a check waits for the device
+                require_finite(unchecked, done)
+                recent, unchecked = recent + unchecked, []
+            if validate:
+                tuned = validation_losses(algorithm, tune, fabric)
+                require_finite([tuned], done)
                 rows.append(
-                    dict(
-                        step=done,
-                        **mean_losses(recent),
-                        **validation_losses(algorithm, tune, fabric),
-                        seconds=time.perf_counter() - began,
-                    )
+                    dict(step=done, **mean_losses(recent), **mean_losses([tuned]), seconds=time.perf_counter() - began)
                 )
                 recent = []
                 bar.set_postfix({k: f"{v:.4f}" for k, v in rows[-1].items() if k.startswith("tune")})
-            if rank == 0 and (done % checkpoint_every == 0 or done == end or stop):
-                write_state(folder, algorithm, done, rows, recent)
+            if save and rank == 0:
+                write_state(folder, algorithm, done, rows)
             if stop:
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {steps}; the checkpoint in {folder} goes on from there"
                 )
     return pd.DataFrame(rows)
+
+
+def train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fabric):
+    """One step: seed, batch, learning rate, update; returns the losses as tensors."""
+    torch.manual_seed(step_seed(seed, step, rank))
+    indices = batch_indices(len(train), batch_size, seed, step, rank, ranks)
+    batch = default_collate([{k: train[i][k] for k in algorithm.reads} for i in indices])
+    batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
+    for optimiser in algorithm.optimisers.values():
+        for group in optimiser.param_groups:
+            group["lr"] = algorithm.learning_rate(step, steps)
+    return algorithm.step(batch)
 
 
 def setup(algorithm, fabric, folder):
@@ -103,13 +110,13 @@ def setup(algorithm, fabric, folder):
     return (fabric.global_rank, fabric.world_size, rows, start) if fabric else (0, 1, rows, start)
 
 
-def write_state(folder, algorithm, step, rows, recent):
-    """Checkpoint, then the history as a table for people; losses since the last history row are not kept."""
-    save_checkpoint(
-        folder / "checkpoint.safetensors", algorithm.networks, algorithm.optimisers, dict(step=step, history=rows)
-    )
+def write_state(folder, algorithm, step, rows):
+    """The history as a table for people, then the checkpoint; losses since the last history row are not kept."""
     if rows:
-        pd.DataFrame(rows).to_csv(folder / "history.csv", index=False)
+        with atomic(folder / "history.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+    meta = dict(step=step, history=rows)
+    save_checkpoint(folder / "checkpoint.safetensors", algorithm.networks, algorithm.optimisers, meta)
 
 
 def step_seed(seed, step, rank=0):
@@ -138,26 +145,29 @@ def mean_losses(recent):
     return {k: float(torch.stack([r[k] for r in recent]).mean()) for k in recent[0]} if recent else {}
 
 
-def require_finite(recent, step):
-    """Raise NonFiniteLoss naming the loss and the earliest step; called every few steps, as it waits for the device."""
-    for i, losses in enumerate(recent):
-        for name, value in losses.items():
+def require_finite(losses, step):
+    """Raise NonFiniteLoss naming the loss and the earliest step; ``losses`` are those of the steps up to ``step``."""
+    if torch.stack([value for each in losses for value in each.values()]).isfinite().all():
+        return
+    for i, each in enumerate(losses):
+        for name, value in each.items():
             if not torch.isfinite(value):
                 raise NonFiniteLoss(
-                    f"loss {name!r} is {float(value)} at step {step - len(recent) + i + 1}; lower the learning "
-                    "rate or look at that step's batch. The last checkpoint is from before it."
+                    f"loss {name!r} is {float(value)} at step {step - len(losses) + i + 1}; lower the learning rate or look "
+                    "at that step's batch. The last checkpoint is from before it."
                 )
 
 
 @torch.no_grad()
 def validation_losses(algorithm, tune, fabric):
-    """Mean validation losses over the tuning set, each name prefixed with 'tune_'."""
+    """Mean validation losses over the tuning set as tensors, each name prefixed with 'tune_'."""
     for network in algorithm.networks.values():
         network.eval()
-    losses = [algorithm.validate(to_device(default_collate([tune[i]]), fabric)) for i in range(len(tune))]
+    batches = (default_collate([{k: tune[i][k] for k in algorithm.reads}]) for i in range(len(tune)))
+    losses = [algorithm.validate(to_device(batch, fabric)) for batch in batches]
     for network in algorithm.networks.values():
         network.train()
-    return {f"tune_{k}": v for k, v in mean_losses(losses).items()}
+    return {f"tune_{k}": torch.stack([each[k] for each in losses]).mean() for k in losses[0]}
 
 
 @contextmanager

@@ -33,7 +33,11 @@ class Pix2Pix:
     and intensity (probabilities of the two kinds of augmentation).
     """
 
+    reads = ("x", "y", "mask")  # of a sample
+
     def __init__(self, recipe):
+        if recipe["loss"] not in ("l1", "gan"):
+            raise ValueError(f"loss {recipe['loss']!r} is unknown; use 'l1' (the paper's text) or 'gan'")
         self.recipe = recipe
         self.networks = {"generator": Generator(width=recipe["width"])}
         if recipe["loss"] == "gan":
