@@ -107,8 +107,8 @@ def ran(tmp_path_factory):
 
 def test_settings_are_read_and_overridden(folder):
     settings = load_settings("01", "quick", {"rate": 1, "steps": 9}, folder)
-    assert (settings.steps, settings.rate, settings.as_dict()["deep"]) == (9, 1.0, True)
-    assert load_settings("02", "quick", folder=folder).as_dict() == {}
+    assert (settings.steps, settings.rate, settings.deep) == (9, 1.0, True)
+    assert repr(load_settings("02", "quick", folder=folder)) == "Settings()"
     with pytest.raises(AttributeError, match="OVERRIDES"):
         settings.steps = 4
     with pytest.raises(AttributeError, match="deep, rate, steps"):

@@ -14,7 +14,7 @@ def notebooks_folder() -> Path:
 
 
 class Settings:
-    """Read-only settings of one notebook: `settings.steps`, `settings.as_dict()`."""
+    """Read-only settings of one notebook, by name: `settings.steps`."""
 
     def __init__(self, values: dict, where: str):
         self.__dict__.update(_values=dict(values), _where=where)
@@ -31,10 +31,6 @@ class Settings:
 
     def __repr__(self):
         return "Settings(" + ", ".join(f"{key}={value!r}" for key, value in self._values.items()) + ")"
-
-    def as_dict(self) -> dict:
-        """A copy of the settings as a plain dictionary."""
-        return dict(self._values)
 
 
 def load_settings(notebook: str, profile: str, overrides: dict | None = None, folder=None) -> Settings:
