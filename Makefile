@@ -36,6 +36,7 @@ test: .venv/stamp
 	OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests
 	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
 	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
+	$(BIN)/python -m medsynth_lib.course compare build/nbval
 	@echo 'tests passed; results of the notebooks: build/nbval'
 
 lab: .venv/stamp

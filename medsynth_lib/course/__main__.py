@@ -1,11 +1,11 @@
-"""Command line of the course: python -m medsynth_lib.course run | student | report."""
+"""Command line of the course: python -m medsynth_lib.course run | student | report | compare."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from . import report, run, student
+from . import report, results, run, student
 
 
 def main() -> int:
@@ -31,6 +31,10 @@ def main() -> int:
     add = commands.add_parser("report", help="write the HTML report of an earlier run again")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds summary.json")
     add.set_defaults(main=report.main)
+
+    add = commands.add_parser("compare", help="hold a run's results against the reference values in tests/reference")
+    add.add_argument("out", metavar="DIR", help="the run's folder, which holds NN/results.json")
+    add.set_defaults(main=results.main)
 
     arguments = parser.parse_args()
     return arguments.main(arguments)

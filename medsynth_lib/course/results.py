@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from ..files import atomic
+from .profiles import REPO
 
 
 class Results:
@@ -78,6 +79,22 @@ def compare(results_json, reference_json) -> list[str]:
             reason = reference.get("reason", "")
             violations.append(f"{name} is {show(value)}; expected {show(expected)} ± {show(tolerance)} ({reason}).")
     return violations
+
+
+def main(arguments) -> int:
+    """Command `compare`: hold every NN/results.json of a run against tests/reference/NN-PROFILE.json; 1 on a violation."""
+    found = sorted(Path(arguments.out).glob("[0-9][0-9]/results.json"))
+    if not found:
+        print(f"{arguments.out}: no NN/results.json in it; run the notebooks first.")
+        return 2
+    violations = []
+    for path in found:
+        reference = REPO / "tests" / "reference" / f"{path.parent.name}-{json.loads(path.read_text('utf-8'))['profile']}.json"
+        if reference.is_file():
+            violations += [f"{path.parent.name}: {each}" for each in compare(path, reference)]
+            print(f"{path.parent.name}: compared with {reference.relative_to(REPO)}")
+    print(*violations, sep="\n", end="\n" if violations else "")
+    return int(bool(violations))
 
 
 def _plain(name, value):
