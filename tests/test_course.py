@@ -1,5 +1,7 @@
 """Profiles, results, exercises, student copies, and the runner with its report on tiny notebooks."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -336,3 +338,41 @@ def test_ctrl_c_ends_the_children_and_keeps_the_summary(folder):
     rows = json.loads((folder / "out" / "summary.json").read_text())["notebooks"]
     assert [row["status"] for row in rows] == ["interrupted", "interrupted"]
     assert not psutil.pid_exists(int(started.read_text())) and (folder / "out" / "index.html").is_file()
+
+
+def test_keep_writes_a_run_back_as_if_by_hand(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from medsynth_lib.course.keep import keep_outputs
+
+    figure, axis = plt.subplots()
+    axis.imshow(np.random.default_rng(0).random((200, 200)))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    cell = nbformat.v4.new_code_cell("x = 1", id="a")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "course.ipynb")
+    output = nbformat.v4.new_output("display_data", data={"image/png": png})
+    ran = nbformat.v4.new_code_cell("x = 1", id="a", execution_count=2, outputs=[output], metadata={"papermill": {}})
+    injected = nbformat.v4.new_code_cell("x = 2", id="b", metadata={"tags": ["injected-parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[injected, ran]), tmp_path / "run.ipynb")
+    keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+    (kept,) = nbformat.read(tmp_path / "course.ipynb", as_version=4).cells
+    assert kept.execution_count == 1 and not kept.metadata and 0 < len(kept.outputs[0].data["image/png"]) < len(png)
+    ran.source = "x = 3"
+    nbformat.write(nbformat.v4.new_notebook(cells=[ran]), tmp_path / "run.ipynb")
+    with pytest.raises(ValueError, match="another version of course.ipynb"):
+        keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+
+
+def test_compare_command_fails_on_a_value_out_of_tolerance(tmp_path):
+    from types import SimpleNamespace
+
+    from medsynth_lib.course import results
+
+    row = {"name": "simulator/brain volume", "value": 2000.0, "unit": "ml", "paper": None, "note": ""}
+    (tmp_path / "01").mkdir()
+    (tmp_path / "01" / "results.json").write_text(json.dumps({"profile": "quick", "results": [row]}))
+    assert results.main(SimpleNamespace(out=tmp_path)) == 1
+    assert results.main(SimpleNamespace(out=tmp_path / "01")) == 2

@@ -1,11 +1,11 @@
-"""Command line of the course: python -m medsynth_lib.course run | student | report | compare."""
+"""Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from . import report, results, run, student
+from . import keep, report, results, run, student
 
 
 def main() -> int:
@@ -35,6 +35,10 @@ def main() -> int:
     add = commands.add_parser("compare", help="hold a run's results against the reference values in tests/reference")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds NN/results.json")
     add.set_defaults(main=results.main)
+
+    add = commands.add_parser("keep", help="keep a run's outputs in the notebooks, as they are committed")
+    add.add_argument("out", metavar="DIR", help="the run's folder, which holds the executed notebooks")
+    add.set_defaults(main=keep.main)
 
     arguments = parser.parse_args()
     return arguments.main(arguments)

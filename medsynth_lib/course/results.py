@@ -89,7 +89,9 @@ def main(arguments) -> int:
         return 2
     violations = []
     for path in found:
-        reference = REPO / "tests" / "reference" / f"{path.parent.name}-{json.loads(path.read_text('utf-8'))['profile']}.json"
+        reference = (
+            REPO / "tests" / "reference" / f"{path.parent.name}-{json.loads(path.read_text('utf-8'))['profile']}.json"
+        )
         if reference.is_file():
             violations += [f"{path.parent.name}: {each}" for each in compare(path, reference)]
             print(f"{path.parent.name}: compared with {reference.relative_to(REPO)}")
