@@ -143,7 +143,7 @@ def test_lesson_takes_what_is_empty_from_the_environment(folder, monkeypatch, ca
     monkeypatch.setenv("MEDSYNTH_NOTEBOOKS", str(folder))
     monkeypatch.setenv("MEDSYNTH_PROFILE", "quick")
     monkeypatch.setenv("MEDSYNTH_OUT_DIR", str(folder / "out"))
-    monkeypatch.setenv("MEDSYNTH_DATA_DIR", str(folder))
+    monkeypatch.setenv("DATA_DIR", str(folder))
     lesson = open_lesson("01", "", 3, "", "", {"steps": 5})
     assert lesson.out == folder.resolve() / "out" / "01" and lesson.out.is_dir()
     assert (lesson.profile, lesson.seed, lesson.settings.steps) == ("quick", 3, 5)
