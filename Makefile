@@ -12,7 +12,7 @@ BIN     := .venv/bin
 
 help:
 	@echo 'make run      execute the notebooks, write an HTML report: PROFILE=quick ONLY=01,02 OUT=DIR JOBS=1 DATA_DIR=DIR'
-	@echo 'make lab      open JupyterLab in notebooks/'
+	@echo 'make lab      open JupyterLab on notebooks/ (copies without solutions: make student, then build/student)'
 	@echo 'make test     all tests, then every notebook in profile quick'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix on a GPU)'
@@ -40,7 +40,7 @@ test: .venv/stamp
 	@echo 'tests passed; results of the notebooks: build/nbval'
 
 lab: .venv/stamp
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks
 
 student: .venv/stamp
 	@$(BIN)/python -m medsynth_lib.course student --out build/student

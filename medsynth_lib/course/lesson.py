@@ -30,7 +30,7 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     notebook: its number, such as "02".
     profile: quick, lesson, gpu or paper; "" takes MEDSYNTH_PROFILE, else lesson.
     data_dir: folder of real data; "" takes the environment's DATA_DIR, else None: the simulated subjects.
-    out_dir: results go to out_dir/NN; "" takes MEDSYNTH_OUT_DIR, else build/<profile> beside the library.
+    out_dir: results go to out_dir/NN; "" takes MEDSYNTH_OUT_DIR, else build/by-hand/<profile> beside the library.
     overrides: settings laid over the profile's.
     Raises ValueError, KeyError or FileNotFoundError naming the parameter and its remedy.
     """
@@ -42,7 +42,9 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     data_dir = Path(data_dir).expanduser().resolve() if data_dir else None
     if data_dir and not data_dir.is_dir():
         raise FileNotFoundError(f"DATA_DIR {data_dir} is not a folder; correct it, or leave it empty to simulate.")
-    out = Path(out_dir or os.environ.get("MEDSYNTH_OUT_DIR") or REPO / "build" / profile).resolve() / notebook
+    out = (
+        Path(out_dir or os.environ.get("MEDSYNTH_OUT_DIR") or REPO / "build" / "by-hand" / profile).resolve() / notebook
+    )
     out.mkdir(parents=True, exist_ok=True)
 
     if os.environ.get("MEDSYNTH_THREADS"):
@@ -52,6 +54,7 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     print(
         f"medsynth {version('medsynth')}, torch {torch.__version__}, monai {version('monai')} | "
         f"{device}, {torch.get_num_threads()} threads | profile {profile}"
+        + (": a trial run, its numbers mean nothing; the texts describe profile lesson" if profile == "quick" else "")
     )
     results = Results(out / "results.json", notebook, profile, seed)
     return Lesson(notebook, profile, seed, data_dir, out, settings, results)

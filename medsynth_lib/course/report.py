@@ -182,12 +182,18 @@ def _index(summary: dict, cards: list[str]) -> str:
     good = sum(row["status"] == "ok" for row in rows)
     versions = "".join(f"<li>{html.escape(k)} {html.escape(v)}</li>" for k, v in summary["versions"].items())
     seconds, peak = sum(row["seconds"] for row in rows), max((row["peak_mib"] for row in rows), default=0)
+    trial = (
+        ""
+        if summary["profile"] != "quick"
+        else "Profile quick is a trial run: it shows that all works; its numbers mean nothing."
+    )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>medsynth: profile {html.escape(summary["profile"])}</title><style>{STYLE}</style></head><body>
 <h1>3D medical image synthesis</h1>
 <p class="lead">Profile <b>{html.escape(summary["profile"])}</b> · {good} of {len(rows)} notebooks ran ·
 {seconds:.0f} s in all · at most {peak} MiB · started {html.escape(summary["started"][:16].replace("T", " "))} UTC</p>
+<p class="lead">{trial}</p>
 <ul>{versions}</ul>
 <main>{"".join(cards)}</main>
 <p class="lead">“Paper” is the number the paper prints for its own data; each notebook says why ours may differ.</p>

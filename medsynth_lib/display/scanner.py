@@ -90,7 +90,9 @@ def inversion_curves(field, tr, te, mark):
             axis.plot(ti, np.abs(curve), label=tissue.name)
     axis.axvline(mark, color="k", linestyle=":", label=f"TI used: {mark} ms")
     axis.set(
-        xlabel="inversion time TI (ms)", ylabel="signal", title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms"
+        xlabel="inversion time TI (ms)",
+        ylabel="|signal|",
+        title=f"Inversion recovery, {field:g} T, TR {tr}, TE {te} ms",
     )
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
