@@ -21,6 +21,7 @@ from medsynth_lib.course.profiles import load_settings
 from medsynth_lib.course.results import Results, compare
 from medsynth_lib.course.student import student_copy
 from medsynth_lib.display.headless import headless
+from medsynth_lib.files import DataError
 
 PARAMETERS = 'PROFILE = ""\nSEED = 0\nDATA_DIR = ""\nOUT_DIR = ""\nOVERRIDES = {}'
 PROFILE = '"01": {steps: 3, rate: 1.0e-3, deep: true}\n02: {}\n"03": {}\n"04": {}\n'
@@ -195,7 +196,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     results.record("a", 1)
     before = (tmp_path / "results.json").read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
+    with pytest.raises(DataError, match="results.json: cannot be written"):
         results.record("b", 2)
     assert (tmp_path / "results.json").read_bytes() == before and os.listdir(tmp_path) == ["results.json"]
 

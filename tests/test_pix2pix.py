@@ -241,6 +241,8 @@ def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     """kill -9 gives no chance to save: the last periodic checkpoint (step 6) is whole, and the result the same."""
     import multiprocessing
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # forked children need it, and equal bits need an equal number of threads
     whole, _ = trained(tmp_path / "whole", 8)
 
     def child():
@@ -254,17 +256,14 @@ def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
 
         dying.calls = 0
         Pix2Pix.step = dying
-        torch.set_num_threads(1)
         trained(tmp_path / "killed", 8)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     process.join(120)
-    torch.set_num_threads(threads)
     assert process.exitcode == -signal.SIGKILL
     again, _ = trained(tmp_path / "killed", 8)
+    torch.set_num_threads(threads)
     assert same_weights(whole, again)
 
 
