@@ -251,7 +251,7 @@ def test_known_ventricle_change_is_measured_in_the_image():
 
 
 def test_twelve_structures_have_plausible_volumes():
-    """Approximate labels: within a factor of 2.5 of typical adult volumes (both sides, ml); the thalamus is the worst."""
+    """Approximate labels: within a factor of two of typical adult volumes (ml); two known to be small, of 2.5."""
     typical = {
         "cerebral white matter": 450,
         "cerebral cortex": 500,
@@ -272,7 +272,8 @@ def test_twelve_structures_have_plausible_volumes():
             mean[k] += v / 4
     assert set(mean) == set(STRUCTURES) - {"background"}
     for name, volume in typical.items():
-        assert volume / 2.5 < mean[name] < volume * 2.5, (name, mean[name])
+        factor = 2.5 if name in ("thalamus", "pallidum") else 2
+        assert volume / factor < mean[name] < volume * factor, (name, mean[name])
 
 
 def test_field_of_view_is_checked():
@@ -359,7 +360,7 @@ def test_a_folder_with_another_data_set_is_not_reused(tmp_path):
 
 
 def test_point_spread_at_one_millimetre_is_the_sites():
-    """Nothing was low-passed at 1 mm, so a point gets the whole FWHM (within 8 %: a narrow Gaussian is coarsely sampled)."""
+    """Nothing was low-passed at 1 mm: a point becomes a Gaussian of the site's whole FWHM, sampled at the voxels."""
     from medsynth_lib.data.scanner import blur_to
 
     point = torch.zeros(41, 41, 41)
@@ -367,7 +368,8 @@ def test_point_spread_at_one_millimetre_is_the_sites():
     blurred = blur_to(point, (1.2, 2.0, 5.0), 1.0)
     i = torch.arange(41) - 20.0
     variance = [float((blurred.sum(tuple({0, 1, 2} - {a})) * i**2).sum()) for a in range(3)]
-    assert [2.355 * v**0.5 for v in variance] == pytest.approx([1.2, 2.0, 5.0], rel=0.08)
+    sampled = [torch.exp(-0.5 * (i * 2.355 / fwhm) ** 2) for fwhm in (1.2, 2.0, 5.0)]
+    assert variance == pytest.approx([float((k * i**2).sum() / k.sum()) for k in sampled], rel=1e-3)
 
 
 def test_dataset_has_the_brats_layout(tmp_path):

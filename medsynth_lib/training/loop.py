@@ -82,6 +82,8 @@ def fit(
                 raise KeyboardInterrupt(
                     f"stopped after step {done} of {steps}; the checkpoint in {folder} goes on from there"
                 )
+        if interrupted():  # during the last validation: nothing is lost, but whoever pressed Ctrl-C wants to stop
+            raise KeyboardInterrupt(f"stopped after the last step; the checkpoint in {folder} is complete")
     return pd.DataFrame(rows)
 
 
