@@ -1,4 +1,4 @@
-"""Write simulated patients as NIfTI in the BraTS 2019 layout, with a manifest: real data then takes the same code path."""
+"""Write simulated patients as NIfTI in the layouts of real data sets, with a manifest: both take the same code path."""
 
 import hashlib
 import json
@@ -16,9 +16,11 @@ from medsynth_lib.data.manifest import read_manifest, write_manifest
 from medsynth_lib.data.nifti import write_volume
 from medsynth_lib.data.scanner import CONTRASTS, SITES, scan
 from medsynth_lib.data.subject import make_subject
+from medsynth_lib.data.thorax import make_thorax
 from medsynth_lib.files import DataError, atomic, cache_folder
 
 VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
+CT_VERSION = 1  # the same for chests
 # Disjoint by construction: a split is a range of seeds, and a seed is a person.
 SEEDS = {
     "train": range(0, 10_000),
@@ -43,20 +45,55 @@ def simulated_dataset(counts, shape, spacing, sites=("A", "B"), tumour=True, job
     An interrupted run goes on where it stopped. Raises KeyError for an unknown split or site, and DataError for a folder that
     holds another data set.
     """
-    seeds = [(split, SEEDS[split][i]) for split, n in counts.items() for i in range(n)]
+    seeds = drawn_seeds(counts)
     source = describe(shape, spacing, tumour)
     if folder is None:
         recipe = json.dumps([source, sorted(counts.items()), list(sites)])
         folder = cache_folder("simulated", hashlib.sha256(recipe.encode()).hexdigest()[:12])
     folder = Path(folder)
-    if not (folder / "manifest.csv").exists():  # written last: it marks the data set as complete
+
+    def write():
         atlas(float(spacing))  # once here, not once in every worker
         tasks = [(folder, split, seed, tuple(shape), spacing, tuple(sites), tumour) for split, seed in seeds]
-        write_manifest(pd.DataFrame(sum(run(write_subject, tasks, jobs, progress), [])), folder / "manifest.csv")
-    frame = read_manifest(folder / "manifest.csv")
-    wanted = {(f"{seed:05d}", f"SIM{site}", source) for _, seed in seeds for site in sites}
+        return sum(run(write_subject, tasks, jobs, progress), [])
+
+    return written_once(folder, write, {(f"{seed:05d}", f"SIM{site}", source) for _, seed in seeds for site in sites})
+
+
+def simulated_thoraxes(counts, shape, jobs=1, folder=None, progress=False):
+    """Manifest (DataFrame) of simulated chest CTs in HU with their truth and lung function, written once and found again.
+
+    One folder a subject and one file a scan, named in the manner of COPDGene (SIM00012/SIM00012_INSP_STD_SIM_COPD.nii.gz).
+    Arguments and errors as for `simulated_dataset`; the voxel size follows from ``shape`` (`thorax.FIELD_OF_VIEW`).
+    """
+    seeds = drawn_seeds(counts)
+    source = f"simulated CT v{CT_VERSION}, {'x'.join(map(str, shape))}"
+    if folder is None:
+        recipe = json.dumps([source, sorted(counts.items())])
+        folder = cache_folder("simulated", hashlib.sha256(recipe.encode()).hexdigest()[:12])
+    folder = Path(folder)
+
+    def write():
+        tasks = [(folder, split, seed, tuple(shape), source) for split, seed in seeds]
+        return run(write_thorax, tasks, jobs, progress)
+
+    return written_once(folder, write, {(f"SIM{seed:05d}", "SIMCT", source) for _, seed in seeds})
+
+
+def drawn_seeds(counts):
+    """(split, seed) of every subject."""
+    return [(split, SEEDS[split][i]) for split, n in counts.items() for i in range(n)]
+
+
+def written_once(folder, write, wanted):
+    """The manifest in ``folder``, made from the rows of ``write()`` where there is none; it must hold the scans ``wanted``."""
+    path = folder / "manifest.csv"
+    if not path.exists():  # written last: it marks the data set as complete
+        write_manifest(pd.DataFrame(write()), path)
+    frame = read_manifest(path)
     if wanted != set(zip(frame["subject"], frame["site"], frame["source"], strict=True)):
-        raise DataError(f"{folder}: holds other simulated subjects than asked for ({source}); choose another folder.")
+        asked = ", ".join(sorted({source for *_, source in wanted}))
+        raise DataError(f"{folder}: holds other simulated subjects than asked for ({asked}); choose another folder.")
     return frame
 
 
@@ -112,3 +149,18 @@ def write_case(folder, case, subject, site):
         write_volume(folder / f"{case}_{contrast}.nii.gz", stored, subject.affine, "int16")
     write_volume(folder / f"{case}_seg.nii.gz", subject.seg, subject.affine, "uint8")
     (folder / "truth.json").write_text(json.dumps({k: round(float(subject.truth[k]), 3) for k in TRUTH}))
+
+
+def write_thorax(folder, split, seed, shape, source):
+    """Write one chest CT (int16 HU) and its truth unless they are there; return its manifest row."""
+    subject = f"SIM{seed:05d}"
+    name = f"{subject}_INSP_STD_SIM_COPD.nii.gz"
+    target = folder / subject
+    if not (target / "truth.json").exists():
+        thorax = make_thorax(seed, shape)
+        with atomic(target) as temporary:
+            write_volume(temporary / name, thorax.hu, thorax.affine, "int16")
+            truth = {k: round(v, 3) for k, v in thorax.truth.items() if k != "seed"}
+            (temporary / "truth.json").write_text(json.dumps(truth))
+    truth = json.loads((target / "truth.json").read_text())
+    return dict(subject=subject, site="SIMCT", split=split, source=source, ct=f"{subject}/{name}", **truth)

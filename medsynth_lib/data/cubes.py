@@ -1,0 +1,152 @@
+"""All that HA-GAN does to its data before training (section IV-A): trim blank slices, resize to N^3, scale to [-1, 1].
+
+Chest CT is cut to an intensity window in Hounsfield units; brain T1 must come skull-stripped and is scaled by its own
+brightest tissue. A `CubeContract` states the preparation and travels with the trained weights, as `Contract` does.
+"""
+
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, Resize, SpatialCrop
+from torch.utils.data import Dataset
+
+from medsynth_lib.data.fields import gaussian_blur
+from medsynth_lib.data.nifti import read_volume
+from medsynth_lib.files import DataError
+
+WINDOW = (-1024.0, 600.0)  # HU, section IV-A
+LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
+
+
+@dataclass(frozen=True)
+class CubeContract:
+    """The preparation of single volumes: ``modality`` "ct" or "t1", ``size`` N of the cube, and how values are scaled.
+
+    ``window`` (CT) is in HU; ``percentile`` (T1) of the brain becomes 1. Raises DataError for another modality.
+    """
+
+    modality: str = "ct"
+    size: int = 64
+    orientation: str = "RAS"
+    window: tuple = WINDOW
+    percentile: float = 99.5
+
+    def __post_init__(self):
+        if self.modality not in ("ct", "t1"):
+            raise DataError(f"CubeContract: modality '{self.modality}' is unknown; use 'ct' or 't1'.")
+        object.__setattr__(self, "window", tuple(self.window))  # YAML gives a list
+
+    def require(self, other):
+        """Raise DataError, naming each differing field with both values, unless the contracts are the same."""
+        mine, theirs = asdict(self), asdict(other)
+        differing = [f"{f.name}: {mine[f.name]!r} against {theirs[f.name]!r}" for f in fields(self)]
+        differing = [text for f, text in zip(fields(self), differing, strict=True) if mine[f.name] != theirs[f.name]]
+        if differing:
+            raise DataError(f"preparations differ in {'; '.join(differing)}; prepare the data as the model's was.")
+
+
+def prepare_cube(volume, contract):
+    """Turn a volume from `read_volume` into a network's cube.
+
+    Returns a MetaTensor (1, N, N, N), float32 in [-1, 1], whose affine says where it came from: the voxels are as
+    anisotropic as the trimmed volume was. Raises DataError for a CT that is not in HU and a T1 with its skull.
+    """
+    volume = Orientation(axcodes=contract.orientation, labels=None)(volume)
+    scaled = scale_ct(volume, contract.window) if contract.modality == "ct" else scale_t1(volume, contract.percentile)
+    return resize(trim(scaled), contract.size).clamp(-1, 1)  # rounding
+
+
+def scale_ct(volume, window=WINDOW):
+    """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1."""
+    low, high = window
+    if not (volume.min() < -500 and volume.max() > 0):
+        raise DataError(
+            f"{_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
+            "(air -1000, water 0); apply the rescale slope and intercept when converting from DICOM."
+        )
+    return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
+
+
+def to_hu(cube, window=WINDOW):
+    """Undo `scale_ct`: [-1, 1] back to HU; what the window cut off stays cut."""
+    low, high = window
+    return (cube + 1) / 2 * (high - low) + low
+
+
+def scale_t1(volume, percentile=99.5):
+    """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped."""
+    background = float((volume == 0).float().mean())
+    if background < LEAST_BACKGROUND:
+        raise DataError(
+            f"{_name(volume)}: only {background:.0%} of the voxels are 0, so the skull is still there; "
+            "remove it first (SynthStrip or HD-BET), or point DATA_DIR at a data set that the course strips itself."
+        )
+    if volume.min() < 0:
+        raise DataError(
+            f"{_name(volume)}: a T1 image has no negative values ({float(volume.min()):g}); undo its scaling."
+        )
+    top = float(np.percentile(volume[volume > 0].numpy(), percentile))
+    return 2 * (volume / top).clamp(max=1) - 1
+
+
+def trim(volume):
+    """Cut off the outer slices, along each axis, in which nothing but one value occurs: the blank slices of the paper.
+
+    Raises DataError where nothing is left.
+    """
+    v = volume[0]
+    start, stop = [], []
+    for axis in range(3):
+        slices = v.movedim(axis, 0).flatten(1)
+        used = torch.nonzero(slices.amax(1) > slices.amin(1))[:, 0]
+        if not len(used):
+            raise DataError(f"{_name(volume)}: every slice is blank; convert the file again.")
+        start.append(int(used[0]))
+        stop.append(int(used[-1]) + 1)
+    return SpatialCrop(roi_start=start, roi_end=stop)(volume)
+
+
+def resize(volume, size):
+    """Resize (1, x, y, z) to (1, size, size, size): trilinear, smoothed first along axes that shrink, so that nothing aliases.
+
+    MONAI's own smoothing takes the world outside the image for 0, which is not air here; this one weighs the voxels inside alone.
+    """
+    sigma = [max(0.0, (n / size - 1) / 2) for n in volume.shape[1:]]
+    smooth = MetaTensor(gaussian_blur(volume.as_tensor(), sigma), affine=volume.affine)
+    return Resize([size] * 3, mode="trilinear", align_corners=False)(smooth)
+
+
+def voxel_size(cube):
+    """Voxel size (3) of a prepared cube in mm."""
+    return np.linalg.norm(np.asarray(cube.affine)[:3, :3], axis=0)
+
+
+def _name(volume):
+    return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
+
+
+class Cubes(Dataset):
+    """The volumes of a manifest's ``ct`` or ``t1`` column as cubes: "x" (1, N, N, N) in [-1, 1], "spacing" (3) in mm, "subject".
+
+    Volumes are read when first asked for and kept in memory as 16-bit floats. Raises DataError for an empty manifest.
+    """
+
+    def __init__(self, frame, contract):
+        if frame.empty:
+            raise DataError(f"{frame.attrs.get('root', 'manifest')}: no rows are left to load; check site and split.")
+        self.frame, self.contract = frame.reset_index(drop=True), contract
+        self._cache = {}
+
+    def __len__(self):
+        return len(self.frame)
+
+    def __getitem__(self, index):
+        if index not in self._cache:
+            row = self.frame.iloc[index]
+            cube = prepare_cube(read_volume(self.frame.attrs["root"] / row[self.contract.modality]), self.contract)
+            spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+            self._cache[index] = dict(x=cube.as_tensor().half(), spacing=spacing, subject=row["subject"])
+        sample = dict(self._cache[index])
+        return sample | {"x": sample["x"].float()}
