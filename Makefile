@@ -7,13 +7,14 @@ JOBS    ?= 1
 DATA_DIR ?=
 BIN     := .venv/bin
 
-.PHONY: help run test lab student bench bench-gpu full-size lint clean
+.PHONY: help run test fuzz lab student bench bench-gpu full-size lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run      execute the notebooks, write an HTML report: PROFILE=quick ONLY=01,02 OUT=DIR JOBS=1 DATA_DIR=DIR'
 	@echo 'make lab      open JupyterLab on notebooks/ (copies without solutions: make student, then build/student)'
 	@echo 'make test     all tests, then every notebook in profile quick'
+	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix on a GPU)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
@@ -38,6 +39,9 @@ test: .venv/stamp
 	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
 	$(BIN)/python -m medsynth_lib.course compare build/nbval
 	@echo 'tests passed; results of the notebooks: build/nbval'
+
+fuzz: .venv/stamp
+	MEDSYNTH_FUZZ=thorough $(BIN)/python -m pytest --timeout=1800 -s tests/test_fuzz.py
 
 lab: .venv/stamp
 	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks

@@ -1,4 +1,4 @@
-"""Seconds on one core for a subject and its six images (T1, T2, FLAIR at sites A and B), and for a warm atlas."""
+"""Seconds on one core for a brain and its six images (T1, T2, FLAIR at sites A and B), for a warm atlas, and for a chest CT."""
 
 import time
 
@@ -8,6 +8,7 @@ from common import arguments, median_seconds, write
 from medsynth_lib.data.atlas import atlas
 from medsynth_lib.data.scanner import SITES, scan
 from medsynth_lib.data.subject import make_subject
+from medsynth_lib.data.thorax import make_thorax
 
 GRIDS = {(64, 64, 64): 3.0, (96, 96, 96): 2.0, (128, 128, 128): 1.5, (192, 192, 144): 1.0}
 
@@ -41,6 +42,9 @@ def main():
                 total_s=round(alone + images, 3),
             )
         )
+    for n in (64, 96, 128):
+        seconds = median_seconds(lambda n=n: make_thorax(1, (n,) * 3))
+        rows.append(dict(grid=f"{n}x{n}x{n}", chest_ct_s=round(seconds, 3)))
     write(args.out, "simulator", rows)
 
 

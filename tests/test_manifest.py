@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medsynth_lib.data.layouts import open_dataset
 from medsynth_lib.data.manifest import (
     check_leaks,
     find_cases,
     five_folds,
-    open_dataset,
     paper_table_1,
     read_manifest,
     split_source_target,

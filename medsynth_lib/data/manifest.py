@@ -14,8 +14,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medsynth_lib.files import DataError, atomic
 
-MODALITIES = ("flair", "t1", "t1ce", "t2", "seg")
-TEXT = ("subject", "site", "split", *MODALITIES, "grade")
+MODALITIES = ("flair", "t1", "t1ce", "t2", "pd", "ct", "seg")
+TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade")
 CASE_FOLDER = re.compile(r"BraTS\d\d_(?P<site>[^_]+)_(?P<id>.+?)(_1)?", re.IGNORECASE)
 
 
@@ -74,12 +74,6 @@ def write_manifest(frame, path):
         ]
     with atomic(path) as temporary:
         frame.to_csv(temporary, index=False)
-
-
-def open_dataset(folder):
-    """Open a data folder: its manifest.csv where there is one, else the BraTS cases found in it."""
-    manifest = Path(folder) / "manifest.csv"
-    return read_manifest(manifest) if manifest.is_file() else find_cases(folder)
 
 
 def find_cases(folder):

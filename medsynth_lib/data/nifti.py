@@ -20,7 +20,7 @@ TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
 
 
 def read_volume(path, labels=False):
-    """Read one 3D NIfTI file, checked, without changing its orientation.
+    """Read one 3D NIfTI file, checked, without changing its orientation; "file.nii.gz#2" is the third volume of a 4D one.
 
     Returns a MetaTensor (1, x, y, z), float32 in the file's units (scl_slope and scl_inter applied), whose
     `affine` (4, 4) maps voxels to mm in RAS. With `labels`, values must be among the BraTS labels 0, 1, 2, 4,
@@ -28,7 +28,7 @@ def read_volume(path, labels=False):
 
     Raises DataError for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, or a singular affine.
     """
-    image = _load(path)
+    image = read_header(path)
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(
@@ -53,18 +53,23 @@ def read_volume(path, labels=False):
     )
 
 
-def _load(path):
-    """Open the header and refuse what is not one 3D NIfTI volume; the voxels stay on disk."""
-    if not Path(path).is_file():
+def read_header(path):
+    """The nibabel image of one 3D NIfTI volume, its voxels still on disk; DataError for anything else."""
+    file, _, number = str(path).partition("#")
+    if not Path(file).is_file():
         raise DataError(f"{path}: no such file; check the path in the manifest, or download the data set again.")
     try:
-        image = nib.load(path)
+        image = nib.load(file)
     except (EOFError, zlib.error) as error:
         raise _truncated(path, error) from error
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable NIfTI file ({error}); export it as .nii or .nii.gz.") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz.")
+    if number:
+        if len(image.shape) != 4 or not number.isdecimal() or int(number) >= image.shape[3]:
+            raise DataError(f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file.")
+        image = image.slicer[..., int(number)]
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise DataError(
             f"{path}: has shape {image.shape}, but one 3D volume is needed; "

@@ -103,11 +103,11 @@ def describe(shape, spacing, tumour):
     return f"simulated v{VERSION}.{ATLAS_VERSION}, {'x'.join(map(str, shape))} at {spacing:g} mm, {kind}"
 
 
-def run(function, tasks, jobs, progress):
+def run(function, tasks, jobs, progress, what="simulating"):
     """Results of ``function(*task)`` for all tasks, in order, in ``jobs`` processes of one thread each."""
 
     def bar(results):
-        return list(tqdm(results, total=len(tasks), desc="simulating", unit="subject", disable=not progress))
+        return list(tqdm(results, total=len(tasks), desc=what, unit="subject", disable=not progress))
 
     if jobs == 1:
         return bar(function(*task) for task in tasks)

@@ -1,0 +1,90 @@
+"""Is a folder what a lesson needs? Names, modalities, sites and headers, without reading a voxel."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm.auto import tqdm
+
+from data_download import registry
+from medsynth_lib.data.layouts import find
+from medsynth_lib.data.manifest import MODALITIES
+from medsynth_lib.data.nifti import read_header
+from medsynth_lib.display.headless import headless
+from medsynth_lib.files import DataError
+
+
+@dataclass
+class Report:
+    """What `verify` found: subjects a site, scans lacking a modality, headers (how many files have each), and bad files."""
+
+    name: str
+    scans: int
+    sites: dict
+    missing: list = field(default_factory=list)
+    headers: Counter = field(default_factory=Counter)
+    bad: list = field(default_factory=list)
+
+    @property
+    def usable(self):
+        return not self.bad and len(self.missing) < self.scans
+
+    def lines(self):
+        """The report as text, one finding a line."""
+        yield f"{self.name}: {self.scans} scans; subjects a site: " + ", ".join(
+            f"{s} {n}" for s, n in self.sites.items()
+        )
+        for text in self.missing[:10]:
+            yield f"missing: {text}"
+        if len(self.missing) > 10:
+            yield f"missing: ... and {len(self.missing) - 10} more"
+        for header, count in self.headers.most_common(8):
+            yield f"{count} x {header}"
+        if len(self.headers) > 8:
+            yield f"... and {len(self.headers) - 8} more kinds of header"
+        for text in self.bad[:10]:
+            yield f"unreadable: {text}"
+        yield "usable" if self.usable else "not usable: mend what is listed above, then verify again"
+
+
+def verify(name, folder):
+    """Report on a data set in a folder; ``name`` "own" stands for a manifest.csv. Raises DataError where nothing is found."""
+    if name != "own":
+        registry.entry(name)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that holds the unpacked data set.")
+    frame = find(name, folder)
+    report = Report(name, len(frame), frame.groupby("site")["subject"].nunique().to_dict())
+    groups = needed(name, frame)
+    for _, row in frame.iterrows():
+        lacking = [[m for m in group if not row[m]] for group in groups]
+        if all(lacking):
+            report.missing.append(f"{row['subject']} ({row['site']}) lacks {', '.join(min(lacking, key=len))}")
+    cells = sorted({row[m] for _, row in frame.iterrows() for m in MODALITIES if row[m]})
+    for cell in tqdm(cells, desc="headers", disable=headless()):
+        try:
+            report.headers[describe(frame.attrs["root"] / cell)] += 1
+        except DataError as error:
+            report.bad.append(str(error))
+    return report
+
+
+def needed(name, frame):
+    """Groups of modalities, of which a scan needs one group whole."""
+    if name == "own":
+        return [("t1", "flair", "t2"), ("t1", "t2", "pd"), ("ct",), ("t1",)]
+    pairs, volumes = (registry.entry(name)["roles"][role] for role in ("pairs", "volumes"))
+    return [(*pairs["inputs"], pairs["target"])] if "inputs" in pairs else [(volumes["modality"],)]
+
+
+def describe(path):
+    """One file's shape, voxel size, orientation and type, as text; for a DICOM series, its number of files."""
+    if path.is_dir():
+        return f"DICOM series of {len(list(path.glob('*.dcm')))} files"
+    image = read_header(path)
+    size = " x ".join(f"{v:.3g}" for v in np.linalg.norm(image.affine[:3, :3], axis=0))
+    shape = " x ".join(map(str, image.shape))
+    return f"{shape}, {size} mm, {''.join(map(str, nib.aff2axcodes(image.affine)))}, {image.get_data_dtype()}"

@@ -1,0 +1,56 @@
+"""Every cell of the matrix data set x lesson: lessons 01 and 02 run, by DATA_DIR alone, on folders that look like the real ones,
+or refuse with the registry's reason. The images are simulated."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data_download import lookalike, registry
+
+PAIRS = [["brats2019"], ["brats2020"], ["msd_task01"], ["ixi"], ["upenn_gbm", "ucsf_pdgm"]]
+VOLUMES = [["gsp"], ["copdgene"], ["lidc"]]
+
+
+def names(sets):
+    return "+".join(sets)
+
+
+def run(sets, lessons, tmp_path):
+    data = tmp_path / "data"
+    for name in sets:
+        lookalike.write(name, data / name if len(sets) > 1 else data)
+    command = [sys.executable, "-m", "medsynth_lib.course", "run", "--profile", "quick", "--only", lessons]
+    command += ["--out", str(tmp_path / "out"), "--data-dir", str(data)]
+    env = os.environ | dict(MEDSYNTH_CACHE=str(tmp_path / "cache"), MEDSYNTH_HEADLESS="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    return done, tmp_path / "out"
+
+
+def test_the_matrix_is_covered():
+    """Whoever adds a data set must say which test runs it."""
+    tested = {name for sets in PAIRS + VOLUMES for name in sets}
+    assert tested == set(registry.load())
+    assert {name for name in tested if registry.refusal(name, "pairs")} == {name for sets in VOLUMES for name in sets}
+
+
+@pytest.mark.parametrize("sets", PAIRS, ids=names)
+def test_lessons_run_on_pairs(sets, tmp_path):
+    done, out = run(sets, "01,02", tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((out / "02" / "results.json").read_text())
+    scores = [key for key in json.dumps(results).split('"') if key.endswith("/psnr")]
+    assert len(scores) >= 4  # two models at two sites
+    assert "is not used here" not in (out / "01_data_preparation.ipynb").read_text().split("lesson_volumes")[0]
+
+
+@pytest.mark.parametrize("sets", VOLUMES, ids=names)
+def test_lesson_01_takes_volumes_and_02_refuses_them(sets, tmp_path):
+    done, out = run(sets, "01,02", tmp_path)
+    assert done.returncode == 1
+    executed = (out / "01_data_preparation.ipynb").read_text()
+    assert "is not used here" in executed and "ename" not in executed
+    refused = (out / "02_pix2pix_backbone.ipynb").read_text()
+    assert "DataError" in refused and registry.refusal(sets[0], "pairs").split(";")[0] in refused
