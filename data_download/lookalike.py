@@ -236,7 +236,10 @@ def lidc(folder):
 
 
 def dicom(folder, hu, affine, person, study, modality):
-    """Write a volume as one DICOM file a slice, stored as int16 with an intercept of -1024, slices in random file order."""
+    """Write a volume as one DICOM file a slice, slices in random file order.
+
+    Given an intercept of -1024, the writer stores HU + 1024, as CT scanners do.
+    """
     folder.mkdir(parents=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -245,7 +248,7 @@ def dicom(folder, hu, affine, person, study, modality):
     series = f"{study}.{1 if modality == 'CT' else 2}"
     order = np.random.default_rng(0).permutation(hu.shape[2])
     for k in range(hu.shape[2]):
-        image = sitk.GetImageFromArray((hu[:, :, k].T + 1024).astype(np.int16)[None])
+        image = sitk.GetImageFromArray(hu[:, :, k].T.astype(np.int16)[None])
         image.SetSpacing(spacing.tolist())
         tags = {
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"{series}.{k + 1}", "0008|0060": modality,

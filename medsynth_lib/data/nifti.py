@@ -69,7 +69,10 @@ def read_header(path):
     if number:
         if len(image.shape) != 4 or not number.isdecimal() or int(number) >= image.shape[3]:
             raise DataError(f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file.")
-        image = image.slicer[..., int(number)]
+        try:
+            image = image.slicer[..., int(number)]
+        except (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError) as error:
+            raise _truncated(path, error) from error
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise DataError(
             f"{path}: has shape {image.shape}, but one 3D volume is needed; "
@@ -96,7 +99,7 @@ def _voxels(image, path):
 
 
 def _truncated(path, error):
-    return DataError(f"{path}: the gzip file is truncated or damaged ({error}); copy or download it again.")
+    return DataError(f"{path}: the file is truncated or damaged ({error}); copy or download it again.")
 
 
 def read_case(row, modalities=("flair", "t2", "t1"), root=None, labels=True):
