@@ -26,6 +26,8 @@ WAIT_S = 1.0  # before the second attempt; doubles each time, to at most WAIT_LI
 WAIT_LIMIT_S = 60.0
 TIMEOUT_S = (15, 60)  # to connect, between bytes
 REDIRECTS = 5
+INCOMING = ".incoming"  # sub-folder for what is not complete
+BLOCK = 2**14  # bytes; of a transfer that breaks, at most this much is lost
 
 
 def get(name, folder=None, accept_license=False):
@@ -49,6 +51,7 @@ def get(name, folder=None, accept_license=False):
                 require_space(entry, folder)
                 for file in entry["files"]:
                     fetch(file, folder, entry)
+                shutil.rmtree(folder / INCOMING, ignore_errors=True)
     except Timeout as error:
         raise DataError(
             f"{folder}: another download is writing here; wait for its end, then run this again."
@@ -113,24 +116,34 @@ def fetch(file, folder, entry):
     """Download one file, unpack it, and note it in download.json; the archive is deleted then."""
     if file["name"] in completed(folder):
         return
-    path = folder / file["name"]
+    path = folder / INCOMING / file["name"]
+    clear(path)
     known = f"md5:{file['md5']}" if "md5" in file else None
     if not path.exists():
         try:
-            pooch.retrieve(file["url"], known, path.name, folder, downloader=Resuming(path, file.get("bytes")))
+            pooch.retrieve(file["url"], known, path.name, path.parent, downloader=Resuming(path, file.get("bytes")))
+        except DataError:
+            raise
         except ValueError as error:  # pooch's report of a wrong hash
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"{file['url']}: wrong hash, the download was deleted ({error}); try again later."
-            ) from error
+            raise DataError(f"{file['url']}: wrong hash, the download was deleted ({error}); try again later.") from error
     note = dict(url=file["url"], version=entry["version"], bytes=path.stat().st_size, sha256=sha256(path))
-    inside = unpack(path, folder / f".unpacked-{file['name']}", limit_bytes=entry["unpacked_gb"] * 1.5e9)
+    inside = unpack(path, path.with_name("unpacked"), limit_bytes=entry["unpacked_gb"] * 1.5e9)
     merge(inside, folder / file.get("into", "."))
     record = completed(folder) | {file["name"]: note | dict(date=time.strftime("%Y-%m-%d"))}
     with atomic(folder / "download.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     path.unlink()
+
+
+def clear(path):
+    """Remove what a killed run left beside a download, all but the parts of files and the whole ones."""
+    for entry in path.parent.glob("*") if path.parent.exists() else []:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != path.name and not entry.name.endswith((".part", ".part.json")):
+            entry.unlink()
+    for entry in path.parent.glob(".*"):  # unfinished unpackings
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def sha256(path):
@@ -206,7 +219,7 @@ class Resuming:
                 self.part.open("ab" if resumed else "wb") as sink,
                 tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, disable=headless()) as bar,
             ):
-                for block in response.iter_content(2**20):
+                for block in response.iter_content(BLOCK):
                     sink.write(block)
                     bar.update(len(block))
         return total

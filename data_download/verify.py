@@ -75,7 +75,7 @@ def verify(name, folder):
 def needed(name, frame):
     """Groups of modalities, of which a scan needs one group whole."""
     if name == "own":
-        return [("t1", "flair", "t2"), ("t1", "t2", "pd"), ("ct",), ("t1",)]
+        return [("t1", "flair", "t2"), ("t1", "t2", "pd"), ("t1",), ("ct",)]
     pairs, volumes = (registry.entry(name)["roles"][role] for role in ("pairs", "volumes"))
     return [(*pairs["inputs"], pairs["target"])] if "inputs" in pairs else [(volumes["modality"],)]
 

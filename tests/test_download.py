@@ -1,0 +1,483 @@
+"""The downloader against a server that does everything wrong, and archives that want out."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from data_download import archive, download, registry
+from data_download.__main__ import main
+from data_download.verify import verify
+from medsynth_lib.data.nifti import write_volume
+from medsynth_lib.files import DataError
+
+
+def tarball(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+BODY = tarball({"set/a.txt": b"first", "set/b.bin": np.random.default_rng(0).bytes(300_000)})
+MD5 = hashlib.md5(BODY).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves BODY as the path says; ``server.log`` keeps (path, Range header)."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        visits = sum(path == self.path for path, _ in self.server.log)
+        self.server.log.append((self.path, self.headers.get("Range")))
+        getattr(self, self.path.strip("/").split("/")[0])(visits)
+
+    def send(self, body, status=200, length=None, **headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def good(self, visits, chunk=None, etag='"v1"'):
+        asked = self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.headers.get("If-Range") == etag else 0
+        body = BODY[start:]
+        status, more = (206, {"Content_Range": f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"}) if start else (200, {})
+        self.send(body[:chunk] if chunk else body, status, len(body), ETag=etag, **more)
+        if chunk:
+            self.close_connection = True
+
+    def cut(self, visits):
+        self.good(visits, chunk=100_000 if visits < 3 else None)
+
+    def cut_then_changed(self, visits):
+        self.good(visits, chunk=100_000 if visits == 0 else None, etag=f'"v{visits}"')
+
+    def no_range(self, visits):
+        self.send(BODY[:100_000] if visits == 0 else BODY, length=len(BODY), ETag='"v1"')
+
+    def promises_more(self, visits):
+        self.send(BODY, length=len(BODY) + 5)
+
+    def promises_less(self, visits):
+        self.send(BODY, length=len(BODY) - 512)
+
+    def wrong(self, visits):
+        self.send(BODY[:-1] + b"x")
+
+    def unmeasured(self, visits):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def forbidden(self, visits):
+        self.send(b"no", 403)
+
+    def missing(self, visits):
+        self.send(b"no", 404)
+
+    def busy(self, visits):
+        self.send(b"later", 503, Retry_After="0") if visits < 2 else self.good(visits)
+
+    def always_busy(self, visits):
+        self.send(b"later", 503)
+
+    def moved(self, visits):
+        self.send(b"", 302, Location="/good")
+
+    def loop(self, visits):
+        self.send(b"", 302, Location="/loop")
+
+    def to_file(self, visits):
+        self.send(b"", 302, Location="file:///etc/hostname")
+
+    def slow(self, visits):
+        """A first transfer that takes seconds, then a fast one."""
+        asked = self.headers.get("Range")
+        if asked:
+            return self.good(visits)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.send_header("ETag", '"v1"')
+        self.end_headers()
+        for start in range(0, len(BODY), 2**14):
+            self.wfile.write(BODY[start : start + 2**14])
+            self.wfile.flush()
+            time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def server():
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.log = []
+    httpd.daemon_threads = True
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd
+    httpd.shutdown()
+
+
+@pytest.fixture
+def site(server, tmp_path, monkeypatch):
+    """``get(path, **file)`` downloads a data set of one file from the server into tmp_path/data."""
+    monkeypatch.setattr(download, "WAIT_S", 0.01)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server.log.clear()
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    def get(path, accept=True, unpacked_gb=0.001, **file):
+        file = dict(url=url + path, name="set.tar") | file
+        entry = dict(licence="CC0", licence_link="link", citation="nobody", how="direct", version="1", size_gb=0.0004)
+        entry |= dict(unpacked_gb=unpacked_gb, files=[file])
+        monkeypatch.setattr(registry, "entry", lambda name: entry)
+        return download.get("set", tmp_path / "data", accept)
+
+    return SimpleNamespace(get=get, url=url, folder=tmp_path / "data", log=server.log)
+
+
+def require_complete(folder):
+    assert (folder / "set" / "a.txt").read_bytes() == b"first" and (folder / "set" / "b.bin").stat().st_size == 300_000
+    record = json.loads((folder / "download.json").read_text())["set.tar"]
+    assert record["bytes"] == len(BODY) and record["sha256"] == hashlib.sha256(BODY).hexdigest()
+    assert sorted(p.name for p in folder.iterdir() if p.name != ".lock") == ["download.json", "set"]
+
+
+def require_nothing_unpacked(folder):
+    assert not (folder / "set").exists() and not (folder / "download.json").exists()
+    assert not any(p.is_dir() for p in (folder / ".incoming").iterdir())
+
+
+def test_a_good_server_once(site):
+    require_complete(site.get("/good", md5=MD5))
+    site.get("/good", md5=MD5)
+    assert len(site.log) == 1  # what is complete is not fetched again
+
+
+def test_cut_connections_go_on_where_they_stopped(site):
+    require_complete(site.get("/cut", md5=MD5))
+    starts = [int(r.removeprefix("bytes=").rstrip("-")) for _, r in site.log[1:]]
+    assert len(starts) == 3 and all(
+        have + 100_000 - download.BLOCK <= then <= have + 100_000
+        for have, then in zip([0, *starts[:2]], starts, strict=True)
+    )
+
+
+def test_a_file_that_changed_meanwhile_is_fetched_anew(site):
+    require_complete(site.get("/cut_then_changed", md5=MD5))
+    assert site.log[1][1].startswith("bytes=")
+
+
+def test_a_server_without_ranges_sends_all_again(site):
+    require_complete(site.get("/no_range", md5=MD5))
+
+
+def test_more_promised_than_sent(site):
+    with pytest.raises(DataError, match=r"connection broke|promised"):
+        site.get("/promises_more", md5=MD5)
+    require_nothing_unpacked(site.folder)
+
+
+def test_less_promised_than_sent_is_found_by_hash_or_by_length(site):
+    with pytest.raises(DataError, match="wrong hash"):
+        site.get("/promises_less", md5=MD5)
+    with pytest.raises(DataError, match=f"the registry says {len(BODY)}"):
+        site.get("/promises_less", bytes=len(BODY))
+    require_nothing_unpacked(site.folder)
+
+
+def test_wrong_hash_names_both_and_keeps_nothing(site):
+    with pytest.raises(DataError, match=MD5):
+        site.get("/wrong", md5=MD5)
+    require_nothing_unpacked(site.folder)
+    assert not list((site.folder / ".incoming").iterdir())
+    require_complete(site.get("/good", md5=MD5))
+
+
+def test_unknown_length_is_refused(site):
+    with pytest.raises(DataError, match="does not state the file's length"):
+        site.get("/unmeasured", md5=MD5)
+
+
+@pytest.mark.parametrize("path, status", [("/forbidden", 403), ("/missing", 404)])
+def test_refusals_are_not_repeated(site, path, status):
+    with pytest.raises(DataError, match=f"HTTP {status}"):
+        site.get(path)
+    assert len(site.log) == 1
+
+
+def test_busy_servers_are_asked_again(site):
+    require_complete(site.get("/busy", md5=MD5))
+    with pytest.raises(DataError, match="already|HTTP 503"):
+        shutil.rmtree(site.folder)
+        site.get("/always_busy")
+    assert sum(path == "/always_busy" for path, _ in site.log) == download.ATTEMPTS
+
+
+def test_redirects(site):
+    require_complete(site.get("/moved", md5=MD5))
+    shutil.rmtree(site.folder)
+    with pytest.raises(DataError, match="more than 5 redirects"):
+        site.get("/loop")
+    with pytest.raises(DataError, match="less safe"):
+        site.get("/to_file")
+
+
+def test_https_is_not_left_for_http():
+    class Session:
+        def get(self, url, **options):
+            return SimpleNamespace(
+                status_code=302, is_redirect=True, headers={"Location": "http://elsewhere/x"}, close=lambda: None
+            )
+
+    with pytest.raises(DataError, match="less safe"):
+        download.open_url(Session(), "https://somewhere/x", {})
+
+
+def test_licence_first(site):
+    with pytest.raises(DataError, match="CC0.*--accept-license"):
+        site.get("/good", accept=False)
+    assert not site.log and not site.folder.exists()
+
+
+def test_too_little_space_is_said_before_the_first_byte(site, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match="GB are free, but 0.0 GB are needed"):
+        site.get("/good")
+    assert not site.log
+
+
+def test_disk_full_in_the_middle(site, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.Resuming, "note", full)
+        with pytest.raises(DataError, match="No space left"):
+            site.get("/good", md5=MD5)
+    require_nothing_unpacked(site.folder)
+    require_complete(site.get("/good", md5=MD5))
+
+
+def test_output_that_cannot_be_written(site):
+    site.folder.write_text("a file where the folder should be")
+    with pytest.raises((DataError, FileExistsError)):
+        site.get("/good")
+
+
+def test_an_archive_larger_than_stated_is_refused(site):
+    with pytest.raises(DataError, match="unpacks to more than"):
+        site.get("/good", unpacked_gb=0.0001, md5=MD5)
+    require_nothing_unpacked(site.folder)
+
+
+SCRIPT = """
+import sys
+from data_download import download, registry
+entry = dict(licence="x", licence_link="x", citation="x", how="direct", version="1", size_gb=0, unpacked_gb=0.001,
+             files=[dict(url=sys.argv[1], name="set.tar", md5=sys.argv[3])])
+registry.entry = lambda name: entry
+download.get("set", sys.argv[2], True)
+"""
+
+
+def child(site, path):
+    environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "MEDSYNTH_HEADLESS": "1"}
+    command = [sys.executable, "-c", SCRIPT, site.url + path, str(site.folder), MD5]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_part(site):
+    part = site.folder / ".incoming" / "set.tar.part"
+    for _ in range(600):
+        if part.exists() and part.stat().st_size > 2**14:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the download did not start")
+
+
+def test_kill_9_and_go_on_while_a_second_call_is_refused(site):
+    process = child(site, "/slow")
+    wait_for_part(site)
+    with pytest.raises(DataError, match="another download is writing here"):
+        site.get("/slow", md5=MD5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    have = (site.folder / ".incoming" / "set.tar.part").stat().st_size
+    require_complete(site.get("/slow", md5=MD5))
+    assert site.log[-1] == ("/slow", f"bytes={have}-")
+
+
+# archives -----------------------------------------------------------------------------------------------------------------
+
+
+def hostile_tar(path, kind):
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("innocent.txt"))
+        names = dict(absolute="/evil", parent="../evil", deep="a/../../evil", backslash="..\\evil", drive="C:evil")
+        info = tarfile.TarInfo(names.get(kind, "evil"))
+        if kind == "symlink":
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        elif kind == "hardlink":
+            info.type, info.linkname = tarfile.LNKTYPE, "innocent.txt"
+        elif kind == "device":
+            info.type = tarfile.CHRTYPE
+        elif kind == "case":
+            info.name = "INNOCENT.txt"
+        elif kind == "long":
+            info.name = "x" * 300
+        elif kind == "bomb":
+            info.size = 10**7
+            tar.addfile(info, io.BytesIO(bytes(10**7)))
+            return
+        tar.addfile(info)
+
+
+KINDS = ("absolute", "parent", "deep", "backslash", "drive", "symlink", "hardlink", "device", "case", "long", "bomb")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_tar(tmp_path, kind):
+    hostile_tar(tmp_path / "bad.tar", kind)
+    with pytest.raises(DataError, match="bad.tar"):
+        archive.unpack(tmp_path / "bad.tar", tmp_path / "out", limit_bytes=10**6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.tar"]
+
+
+@pytest.mark.parametrize("kind", ["absolute", "parent", "symlink", "case", "bomb", "lying size"])
+def test_hostile_zip(tmp_path, kind):
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("innocent.txt", b"")
+        info = zipfile.ZipInfo(dict(absolute="/evil", parent="../evil", case="Innocent.TXT").get(kind, "evil"))
+        if kind == "symlink":
+            info.external_attr = 0o120777 << 16
+        bundle.writestr(info, bytes(10**7) if kind in ("bomb", "lying size") else b"/etc/passwd", zipfile.ZIP_DEFLATED)
+    if kind == "lying size":
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace((10**7).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    with pytest.raises(DataError, match="bad.zip"):
+        archive.unpack(path, tmp_path / "out", limit_bytes=10**6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip"]
+
+
+@pytest.mark.parametrize("name", ["plain.tar", "packed.tar.gz", "set.zip"])
+def test_good_archives(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("zip"):
+        with zipfile.ZipFile(path, "w") as bundle:
+            bundle.writestr("a/b.txt", "x")
+    else:
+        with tarfile.open(path, "w:gz" if name.endswith("gz") else "w") as tar:
+            info = tarfile.TarInfo("a/b.txt")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    archive.unpack(path, tmp_path / "out", limit_bytes=10)
+    assert (tmp_path / "out" / "a" / "b.txt").read_text() == "x"
+
+
+def test_truncated_archives(tmp_path):
+    for name, content in {"cut.tar": BODY[:200_000], "text.tar": b"no archive at all", "empty.tar": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            archive.unpack(tmp_path / name, tmp_path / "out", limit_bytes=10**9)
+    assert not (tmp_path / "out").exists()
+
+
+# registry, verification, command line -------------------------------------------------------------------------------------
+
+
+def test_registry_holds_what_the_course_promises():
+    entries = registry.load()
+    assert list(entries) == "brats2019 brats2020 msd_task01 ixi upenn_gbm ucsf_pdgm gsp copdgene lidc".split()
+    assert {n for n, e in entries.items() if e["how"] == "direct"} == {"msd_task01", "ixi"}
+    assert all(e["licence_link"].startswith("https://") for e in entries.values())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda e: e.pop("licence"), "lacks licence"),
+        (lambda e: e.update(extra=1), "unknown keys extra"),
+        (lambda e: e.update(how="magic"), "'magic' is not one of"),
+        (lambda e: e.pop("files"), "needs files and unpacked_gb"),
+        (lambda e: e["files"][0].pop("hash_source"), "who publishes it"),
+        (lambda e: e["files"][0].update(sha1="x"), "keys other than"),
+        (lambda e: e["roles"].pop("pairs"), "roles are not"),
+        (lambda e: e["roles"].update(pairs={"inputs": ["t1"]}), "needs either refuse"),
+    ],
+)
+def test_a_broken_registry_names_entry_and_key(tmp_path, change, message):
+    entries = yaml.safe_load(registry.PATH.read_text())
+    change(entries["ixi"])
+    path = tmp_path / f"{abs(hash(message))}.yaml"
+    path.write_text(yaml.safe_dump(entries))
+    with pytest.raises(DataError, match=f"ixi: .*{message}"):
+        registry.load(path)
+
+
+def test_matrix_states_inputs_targets_and_reasons():
+    matrix = registry.matrix()
+    assert matrix.loc["ixi", "02 to 04"].startswith("T2 + PD → T1")
+    assert matrix.loc["brats2019", "02 to 04"].startswith("FLAIR + T2 → T1; shift: two centres")
+    assert "simulated" in matrix.loc["msd_task01", "02 to 04"]
+    assert matrix.loc["copdgene", "02 to 04"].startswith("– CT alone") and matrix.loc["copdgene", "01"].startswith(
+        "CT thorax"
+    )
+    assert matrix.map(len).gt(5).all().all()
+
+
+def test_commands(capsys, tmp_path):
+    assert main(["list"]) == 0 and "LIDC-IDRI" in capsys.readouterr().out
+    assert main(["matrix"]) == 0 and "02 to 04" in capsys.readouterr().out
+    assert main(["describe", "ixi"]) == 0 and "CC BY-SA 3.0" in capsys.readouterr().out
+    assert main(["get", "gsp"]) == 2 and "1. Register" in capsys.readouterr().out
+    assert (
+        main(["get", "ixi", "--folder", str(tmp_path / "ixi")]) == 1 and "--accept-license" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "ixi").exists()
+    assert main(["describe", "nothing"]) == 1 and "no such data set; there are brats2019" in capsys.readouterr().err
+    assert main(["verify", "ixi", str(tmp_path / "nowhere")]) == 1 and "no such folder" in capsys.readouterr().err
+    assert main(["lookalike", "nothing", str(tmp_path / "x")]) == 1
+
+
+def test_verify_counts_sites_and_reads_headers(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for person, site, modalities in (("001", "HH", ("T1", "T2", "PD")), ("002", "Guys", ("T1", "T2"))):
+        for m in modalities:
+            path = tmp_path / f"IXI-{m}" / f"IXI{person}-{site}-0700-{m}.nii.gz"
+            write_volume(path, rng.uniform(1, 9, (4, 5, 6)), np.diag([1.0, 1, 2, 1]))
+    report = verify("ixi", tmp_path)
+    assert report.usable and report.sites == {"Guys": 1, "HH": 1} and report.missing == ["IXI002 (Guys) lacks pd"]
+    assert dict(report.headers) == {"4 x 5 x 6, 1 x 1 x 2 mm, RAS, int16": 5}
+    broken = tmp_path / "IXI-T1" / "IXI001-HH-0700-T1.nii.gz"
+    broken.write_bytes(b"no image")
+    assert main(["verify", "ixi", str(tmp_path)]) == 1
+    assert "not a readable NIfTI" in capsys.readouterr().out
+
+
+def test_verify_your_own_manifest(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    (tmp_path / "manifest.csv").write_text("subject,site,t1,flair\np1,X,a.nii.gz,\np2,X,,a.nii.gz\n")
+    report = verify("own", tmp_path)
+    assert report.usable and report.missing == ["p2 (X) lacks t1"]
