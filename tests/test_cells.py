@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from data_download import lookalike, registry
@@ -36,21 +37,30 @@ def test_the_matrix_is_covered():
     assert {name for name in tested if registry.refusal(name, "pairs")} == {name for sets in VOLUMES for name in sets}
 
 
+def printed(notebook, marker):
+    """What the one code cell with ``marker`` in its source printed, or the error it raised."""
+    (cell,) = [c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code" and marker in c.source]
+    return "".join(output.get("text", "") + output.get("evalue", "") for output in cell.outputs)
+
+
 @pytest.mark.parametrize("sets", PAIRS, ids=names)
 def test_lessons_run_on_pairs(sets, tmp_path):
     done, out = run(sets, "01,02", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    results = json.loads((out / "02" / "results.json").read_text())
-    scores = [key for key in json.dumps(results).split('"') if key.endswith("/psnr")]
-    assert len(scores) >= 4  # two models at two sites
-    assert "is not used here" not in (out / "01_data_preparation.ipynb").read_text().split("lesson_volumes")[0]
+    first = printed(out / "01_data_preparation.ipynb", "frame = lesson_manifest(lesson")
+    assert "simulated scans" in first and "SIMA" not in first and "is not used here" not in first
+    results = json.loads((out / "02" / "results.json").read_text())["results"]
+    scores = [row for row in results if row["name"].endswith("/psnr")]
+    assert len(scores) == 4 and all("simulated" in row["note"] for row in scores)  # two models at two sites
 
 
 @pytest.mark.parametrize("sets", VOLUMES, ids=names)
 def test_lesson_01_takes_volumes_and_02_refuses_them(sets, tmp_path):
     done, out = run(sets, "01,02", tmp_path)
-    assert done.returncode == 1
-    executed = (out / "01_data_preparation.ipynb").read_text()
-    assert "is not used here" in executed and "ename" not in executed
-    refused = (out / "02_pix2pix_backbone.ipynb").read_text()
-    assert "DataError" in refused and registry.refusal(sets[0], "pairs").split(";")[0] in refused
+    status = {row["name"][:2]: row["status"] for row in json.loads((out / "summary.json").read_text())["notebooks"]}
+    assert done.returncode == 1 and status["01"] == "ok" and status["02"] != "ok", done.stdout[-3000:]
+    reason = registry.refusal(sets[0], "pairs")
+    assert reason in printed(out / "01_data_preparation.ipynb", "frame = lesson_manifest(lesson")
+    volumes = printed(out / "01_data_preparation.ipynb", "chests = lesson_volumes(lesson")
+    assert volumes.count("is not used here") == 1  # the chests are used and not the brains, or the other way round
+    assert reason in printed(out / "02_pix2pix_backbone.ipynb", "frame = lesson_manifest(lesson")

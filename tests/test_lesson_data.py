@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 
 from medsynth_lib.course.artefacts import load
-from medsynth_lib.course.data import lesson_contract, lesson_manifest, site_pair, split_sites, volumes
+from medsynth_lib.course.data import (
+    kind_of,
+    lesson_contract,
+    lesson_manifest,
+    lesson_volumes,
+    pair_inputs,
+    site_pair,
+    split_sites,
+    volumes,
+)
 from medsynth_lib.course.lesson import open_lesson
 from medsynth_lib.course.profiles import notebooks_folder
 from medsynth_lib.data.simulate import simulated_dataset
@@ -35,7 +44,7 @@ def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch
     frame = lesson_manifest(lesson)
     assert site_pair(frame) == ("CBICA", "TCIA")
     assert frame.groupby("site")["split"].agg(lambda s: sorted(s)).tolist() == [["test", "train", "tune"]] * 2
-    sample = volumes(frame, lesson_contract(lesson), "TCIA", "test")[0]
+    sample = volumes(frame, lesson_contract(lesson, frame), "TCIA", "test")[0]
     assert sample["x"].shape == (2, 40, 40, 30) and sample["seg"].any()
 
 
@@ -93,10 +102,52 @@ def test_shipped_model_fits_the_profile_and_beats_the_baselines(folder, tmp_path
     assert {k: model.recipe[k] for k in ("width", "steps", "loss", "learning_rate")} == {
         k: getattr(s, k) for k in ("width", "steps", "loss", "learning_rate")
     }
-    model.require(lesson_contract(lesson))
     frame = simulated_dataset(dict(train=4, test=4), tuple(s.shape), s.spacing, folder=tmp_path / "data")
+    model.require(lesson_contract(lesson, frame))
     site = folder.name.split("-")[1]
     train, test = (volumes(frame, model.contract, site, split) for split in ("train", "test"))
     own = score_subjects(lambda sample: predict(model.networks["generator"], sample), test, test)["psnr"].mean()
     for make in (copy_input(0), copy_input(1), mean_target(train)):
         assert own > score_subjects(make, test, test)["psnr"].mean() + 3
+
+
+def own(tmp_path, text):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.csv").write_text(text)
+    return open_lesson("01", "quick", data_dir=tmp_path / "data", out_dir=tmp_path / "out")
+
+
+def test_inputs_follow_from_what_the_data_has():
+    frame = pd.DataFrame(dict(flair=["a", ""], t2=["b", "b"], pd=["", "c"], t1=["d", "d"]))
+    assert pair_inputs(frame) == ("flair", "t2") and pair_inputs(frame.iloc[1:]) == ("t2", "pd")
+    assert pair_inputs(frame.drop(columns="t1")) is None
+
+
+def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
+    lesson = own(tmp_path, "subject,site,ct\n" + "".join(f"p{i},X,p{i}.nii.gz\n" for i in range(4)))
+    with pytest.raises(DataError, match="cannot be used in lesson 01 .own: no scan has FLAIR and T2"):
+        lesson_manifest(lesson)
+    capsys.readouterr()
+    assert kind_of(lesson_manifest(lesson, required=False)) == "simulated"
+    assert "simulated data takes its place" in capsys.readouterr().out
+    chests = lesson_volumes(lesson, "ct")
+    assert kind_of(chests) == "real" and sorted(set(chests["split"])) == ["test", "train", "tune"]
+    assert kind_of(lesson_volumes(lesson, "t1", required=False)) == "simulated"
+
+
+def test_scans_that_lack_an_input_are_left_out_and_counted(tmp_path, capsys):
+    rows = [f"p{i},{'AB'[i % 2]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]
+    frame = lesson_manifest(own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n"))
+    assert len(frame) == 7 and "1 of 8 scans lack one of flair, t2, t1" in capsys.readouterr().out
+
+
+def test_sites_can_be_chosen(tmp_path):
+    rows = "".join(
+        f"{s}{i},{s},f.nii.gz,t.nii.gz,y.nii.gz\n" for s, n in (("P", 9), ("Q", 8), ("R", 3)) for i in range(n)
+    )
+    lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + rows)
+    assert set(lesson_manifest(lesson)["site"]) == {"P", "Q"}
+    lesson = open_lesson(
+        "01", "quick", data_dir=lesson.data_dir, out_dir=tmp_path / "o", overrides=dict(real_sites=["P", "R"])
+    )
+    assert set(lesson_manifest(lesson)["site"]) == {"P", "R"}

@@ -103,6 +103,7 @@ def test_the_error_reaches_half_a_step_and_the_ends_stay(bits, low, high):
     assert error[0, 0, 0] == 0 and error[0, 0, -1] <= 2e-7 * (high - low)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [0.0, -1.0, 3.7e5])
 def test_constant_volumes_come_back_exactly(tmp_path, value):
     constant = torch.full(SHAPE, value)
@@ -313,6 +314,19 @@ def test_the_first_of_two_builds_stays_even_if_content_is_not_reproducible(tmp_p
     built.check()
     assert built.metadata[0]["subject"] == "S050"
     assert (built[0]["x"] - torch.from_numpy(volume(50))).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_a_shard_that_another_build_finished_meanwhile_is_not_made_again(tmp_path):
+    folder, made = tmp_path / "c", []
+
+    def ours(seed):
+        if not made:
+            build(make, tasks(4), folder, "k", items_per_shard=2)
+        made.append(seed)
+        return make(seed)
+
+    build(ours, tasks(4), folder, "k", items_per_shard=2).check()
+    assert made == [0, 1]
 
 
 def test_leftovers_of_killed_builds_are_removed_but_not_those_of_living_ones(cache):
