@@ -45,7 +45,12 @@ def load_settings(notebook: str, profile: str, overrides: dict | None = None, fo
     path = folder / f"{profile}.yaml"
     if not path.is_file():
         raise ValueError(f"Unknown profile {profile!r}; {folder} has {_names(p.stem for p in folder.glob('*.yaml'))}.")
-    sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{path} is not readable YAML ({str(error).splitlines()[0]}); restore it.") from error
+    if not isinstance(sections, dict) or not all(isinstance(s or {}, dict) for s in sections.values()):
+        raise ValueError(f"{path} does not hold one section of settings a notebook; restore it.")
     sections = {str(number).zfill(2): section or {} for number, section in sections.items()}  # YAML reads 01 as 1
     if notebook not in sections:
         raise KeyError(f"{path.name} has no section for notebook {notebook!r}; it has {_names(sections)}.")

@@ -65,7 +65,7 @@ def files(folder, endings=NIFTI):
     """Files at any depth with one of the endings, sorted; without macOS's "._" twins, and never through a link to a folder."""
     listed = []
     for root, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(f for f in folders if not f.startswith("."))  # ".": an unfinished write
         listed += [Path(root, n) for n in sorted(names) if n.endswith(endings) and not n.startswith(".")]
     return listed
 

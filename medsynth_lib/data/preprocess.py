@@ -72,7 +72,7 @@ class Contract:
         """Read a contract; raises DataError for a missing or unreadable file and for unknown or absent fields."""
         try:
             plain = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
             raise DataError(
                 f"{path}: no readable contract ({error}); copy it from where the model was saved."
             ) from error
@@ -80,6 +80,12 @@ class Contract:
         if not isinstance(plain, dict) or set(plain) != names:
             given = sorted(plain) if isinstance(plain, dict) else plain
             raise DataError(f"{path}: fields {given} are not {sorted(names)}; save the contract again.")
+        kinds = dict(
+            target=(str, type(None)), landmarks=(dict, type(None)), orientation=str, normalisation=str, mask=str
+        )
+        for name, value in plain.items():  # the other fields are lists
+            if not isinstance(value, kinds.get(name, list)):
+                raise DataError(f"{path}: {name} is {value!r}, of the wrong type; save the contract again.")
         return cls(**plain)
 
     def check(self, other):

@@ -1,0 +1,347 @@
+"""Damaged and hostile input: every reader gives a valid result or one DataError; never a crash, a hang or a write elsewhere.
+
+`make fuzz` runs more than 10,000 cases; a few hundred, always the same ones, are part of `make test`.
+"""
+
+import gzip
+import io
+import os
+import re
+import tarfile
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from data_download import registry
+from data_download.archive import unpack
+from medsynth_lib.course.profiles import load_settings
+from medsynth_lib.data import layouts
+from medsynth_lib.data.manifest import read_manifest, write_manifest
+from medsynth_lib.data.nifti import read_volume, write_volume
+from medsynth_lib.data.preprocess import Contract
+from medsynth_lib.files import DataError
+from medsynth_lib.training.checkpoint import load_checkpoint
+
+THOROUGH = os.environ.get("MEDSYNTH_FUZZ") == "thorough"
+CASES = {"count": 0}
+
+
+def fuzz(share=1.0):
+    """Settings of one target: its share of 2,000 cases when thorough, of 60 otherwise; each case has 10 s at most."""
+    return settings(
+        max_examples=int(share * (2000 if THOROUGH else 60)),
+        derandomize=not THOROUGH,
+        database=None,
+        deadline=10_000,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    """A folder to work in; whatever appears beside it fails the test."""
+    inside = tmp_path / "sandbox"
+    inside.mkdir()
+    yield inside
+    assert [p.name for p in tmp_path.iterdir()] == ["sandbox"]
+
+
+def attempt(function, *arguments, errors=DataError):
+    """The function's result, or None where it refused by one of its documented errors."""
+    CASES["count"] += 1
+    try:
+        return function(*arguments)
+    except errors as error:
+        assert str(error)
+        return None
+
+
+def small_nifti():
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5) + 1, np.diag([1.0, 2, 3, 1]))
+    return image.to_bytes()
+
+
+NIFTI = small_nifti()
+# offset, numpy type and count of the header's fields (NIfTI-1): where extreme values hurt most
+FIELDS = {"dim": (40, "<i2", 8), "datatype": (70, "<i2", 1), "bitpix": (72, "<i2", 1), "pixdim": (76, "<f4", 8),
+          "vox_offset": (108, "<f4", 1), "slope": (112, "<f4", 2), "qform": (252, "<i2", 2), "quatern": (256, "<f4", 6),
+          "sform": (280, "<f4", 12), "sizeof": (0, "<i4", 1), "extension": (348, "<u1", 4)}  # fmt: skip
+EXTREME = [0, 1, -1, 2, 4, 7, 16, 64, 128, 255, 512, 1024, 2304, 32767, -32768]
+EXTREME_FLOAT = [0.0, -1.0, 1e-38, 1e38, float("nan"), float("inf"), -float("inf"), 352.0, 1e9]
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("byte"), st.integers(0, len(NIFTI) - 1), st.integers(0, 255)),
+        st.tuples(st.just("field"), st.sampled_from(sorted(FIELDS)), st.integers(0, 11), st.integers(0, 14)),
+        st.tuples(st.just("cut"), st.integers(0, len(NIFTI))),
+        st.tuples(st.just("add"), st.binary(max_size=40)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def damaged(data, edits):
+    data = bytearray(data)
+    for kind, *what in edits:
+        if kind == "byte" and what[0] < len(data):
+            data[what[0]] = what[1]
+        elif kind == "field":
+            offset, dtype, count = FIELDS[what[0]]
+            values = EXTREME_FLOAT if "f" in dtype else EXTREME
+            value = np.array(values[what[2] % len(values)]).astype(dtype)
+            at = offset + what[1] % count * value.itemsize
+            data[at : at + value.itemsize] = value.tobytes()
+        elif kind == "cut":
+            del data[what[0] :]
+        elif kind == "add":
+            data += what[0]
+    return bytes(data)
+
+
+def require_volume(volume):
+    if volume is not None:
+        assert volume.ndim == 4 and volume.shape[0] == 1 and volume.dtype == torch.float32
+        assert torch.isfinite(volume.as_tensor()).all() and np.isfinite(np.asarray(volume.affine)).all()
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_nifti_headers_and_bodies(sandbox, ending):
+    @fuzz()
+    @given(changes)
+    def run(edits):
+        data = damaged(NIFTI, edits)
+        path = sandbox / f"scan{ending}"
+        path.write_bytes(gzip.compress(data, 1) if ending == ".nii.gz" else data)
+        require_volume(attempt(read_volume, path))
+        require_volume(attempt(read_volume, f"{path}#1"))
+
+    run()
+
+
+def test_damaged_gzip(sandbox):
+    packed = gzip.compress(NIFTI, 9, mtime=0)
+
+    @fuzz(0.5)
+    @given(
+        st.lists(st.tuples(st.integers(0, len(packed) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+        st.integers(0, 60),
+    )
+    def run(edits, cut):
+        data = bytearray(packed)
+        for at, value in edits:
+            data[at] = value
+        path = sandbox / "scan.nii.gz"
+        path.write_bytes(bytes(data[: len(data) - cut]))
+        require_volume(attempt(read_volume, path))
+
+    run()
+
+
+cells = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["", "NA", "1e999", '"', '""', "a,b", "../../x", "/etc/passwd", "x\x00y", "\ufeff", "é" * 200, "train"]
+    ),
+)
+
+
+def test_manifests(sandbox):
+    @fuzz()
+    @given(
+        st.lists(st.sampled_from(["subject", "site", "split", "flair", "t1", "ct", "age", "subject", ""]), max_size=7),
+        st.lists(st.lists(cells, max_size=8), max_size=6),
+        st.binary(max_size=12),
+        st.integers(0, 400),
+    )
+    def run(columns, rows, noise, at):
+        text = "\n".join([",".join(columns), *(",".join(row) for row in rows)]).encode("utf-8", "surrogatepass")
+        path = sandbox / "manifest.csv"
+        path.write_bytes(text[:at] + noise + text[at:])
+        frame = attempt(read_manifest, path)
+        if frame is not None:
+            assert isinstance(frame, pd.DataFrame) and {"subject", "site", "split"} <= set(frame)
+            assert (frame["subject"] != "").all() and not frame.duplicated(["subject", "site"]).any()
+            attempt(write_manifest, frame, sandbox / "again.csv")
+
+    run()
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+yaml_texts = st.one_of(
+    st.text(max_size=80),
+    st.sampled_from(
+        [BOMB, "!!python/object/apply:os.system ['touch evil']", "a: !!python/name:os.system", "[" * 300, "- a\n b: c"]
+    ),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=5)),
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+        max_leaves=8,
+    ).map(yaml.safe_dump),
+)
+
+
+def test_contracts(sandbox):
+    Contract().save(sandbox / "good.yaml")
+    good = yaml.safe_load((sandbox / "good.yaml").read_text())
+
+    @fuzz(0.5)
+    @given(
+        st.one_of(yaml_texts, st.tuples(st.sampled_from(sorted(good)), st.one_of(st.none(), st.integers(), st.text())))
+    )
+    def run(change):
+        text = change if isinstance(change, str) else yaml.safe_dump(good | {change[0]: change[1]})
+        (sandbox / "contract.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+        contract = attempt(Contract.load, sandbox / "contract.yaml")
+        assert contract is None or isinstance(contract, Contract)
+
+    run()
+    assert sorted(p.name for p in sandbox.iterdir()) == ["contract.yaml", "good.yaml"]
+
+
+def test_registries_and_profiles(sandbox):
+    (sandbox / "profiles").mkdir()
+    serial = iter(range(10**9))
+
+    @fuzz(0.5)
+    @given(yaml_texts)
+    def run(text):
+        path = sandbox / f"{next(serial)}.yaml"
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        attempt(registry.load, path)
+        path.rename(sandbox / "profiles" / "mine.yaml")
+        attempt(load_settings, "01", "mine", None, sandbox, errors=(ValueError, KeyError))
+
+    run()
+    assert [p.name for p in sandbox.rglob("*")] == ["profiles", "mine.yaml"]
+
+
+def small_archives():
+    tar, packed, bundle = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    for buffer, mode in ((tar, "w"), (packed, "w:gz")):
+        with tarfile.open(fileobj=buffer, mode=mode) as archive:
+            for name in ("set/a.txt", "set/b/c.txt"):
+                info = tarfile.TarInfo(name)
+                info.size = 3
+                archive.addfile(info, io.BytesIO(b"abc"))
+    with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("set/a.txt", b"abc" * 50)
+        archive.writestr("set/b/c.txt", b"abc")
+    return [tar.getvalue()[:3072], packed.getvalue(), bundle.getvalue()]
+
+
+ARCHIVES = small_archives()
+
+
+def test_archives(sandbox):
+    serial = iter(range(10**9))
+
+    @fuzz()
+    @given(
+        st.sampled_from(ARCHIVES),
+        st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=5),
+        st.floats(0.3, 1),
+        st.sampled_from(["", "../", "/", "..\\", "C:"]),
+    )
+    def run(archive, edits, keep, prefix):
+        data = bytearray(archive)
+        if prefix:  # a hostile name of the same length
+            data = bytearray(data.replace(b"set/a.txt", (prefix + "a" * 9).encode()[:9]))
+        for at, new in edits:
+            start = int(at * (len(data) - 1))
+            data[start : start + len(new)] = new
+        path = sandbox / "archive"
+        path.write_bytes(bytes(data[: int(keep * len(data))]))
+        out = sandbox / f"out{next(serial)}"
+        if attempt(unpack, path, out, 10_000) is None:
+            assert not out.exists()
+        else:
+            assert all(p.is_file() or p.is_dir() for p in out.rglob("*")) and not any(
+                p.is_symlink() for p in out.rglob("*")
+            )
+        assert not any(p.name.startswith(".") for p in sandbox.iterdir())
+
+    run()
+
+
+PARTS = ["IXI012-HH-1211-T1", "BRATS_001", "imagesTr", "BraTS19_CBICA_AAB_1", "BraTS19_CBICA_AAB_1_t1",
+         "Sub0001_Ses1_Scan_01_ANAT1",
+         "UPENN-GBM-00001_11_T1", "UCSF-PDGM-0004_T1", "10005Q_INSP_STD_NJC_COPD", "LIDC-IDRI-0001", "CT_1.2", "name_mapping",
+         "..", "a b", "é", "x\ny", "#", "BraTS20_Training_001"]  # fmt: skip
+name = st.one_of(
+    st.sampled_from(PARTS), st.text(st.characters(blacklist_characters="/\x00", codec="utf-8"), min_size=1, max_size=8)
+)
+
+
+def test_file_names(sandbox):
+    serial = iter(range(10**9))
+
+    @fuzz()
+    @given(
+        st.lists(st.tuples(st.lists(name, min_size=1, max_size=3), st.sampled_from([".nii.gz", ".nii", ".dcm", ".csv", ".txt"])),
+                 max_size=5),
+        st.binary(max_size=30),
+    )  # fmt: skip
+    def run(paths, content):
+        folder = sandbox / str(next(serial))
+        folder.mkdir()
+        for parts, ending in paths:
+            path = folder.joinpath(*(part for part in parts if part not in ("..", ".")), "x").parent
+            path = path.with_name(path.name[:80] + ending) if path != folder else folder / f"x{ending}"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            except OSError:  # a file where a folder should be: not what is tested
+                continue
+        frame = attempt(layouts.recognise, folder)
+        if frame is not None:
+            for cell in frame[list(layouts.MODALITIES)].to_numpy().ravel():
+                assert cell == "" or (folder / re.sub(r"#\d$", "", cell)).resolve().is_relative_to(folder.resolve())
+
+    run()
+
+
+def test_checkpoints(sandbox):
+    network = torch.nn.Linear(2, 2)
+    tensors = {f"network/n/{k}": v.detach() for k, v in network.state_dict().items()}
+    save_file(tensors, sandbox / "good.safetensors", metadata={"meta": "{}"})
+    good = (sandbox / "good.safetensors").read_bytes()
+
+    @fuzz(0.5)
+    @given(
+        st.lists(st.tuples(st.integers(0, len(good) - 1), st.integers(0, 255)), max_size=3), st.integers(0, len(good))
+    )
+    def run(edits, cut):
+        data = bytearray(good)
+        for at, value in edits:
+            data[at] = value
+        path = sandbox / "bad.safetensors"
+        path.write_bytes(bytes(data[:cut]))
+        attempt(load_checkpoint, path, {"n": torch.nn.Linear(2, 2)}, {}, errors=ValueError)
+
+    run()
+
+
+def test_written_volumes(sandbox):
+    @fuzz(0.5)
+    @given(st.lists(st.floats(width=32), min_size=8, max_size=8), st.sampled_from(["int16", "uint8", "float32"]))
+    def run(values, dtype):
+        path = sandbox / "out.nii.gz"
+        array = np.array(values, np.float32).reshape(2, 2, 2)
+        attempt(write_volume, path, array, np.eye(4), dtype)
+        assert {p.name for p in sandbox.iterdir()} <= {"out.nii.gz"}
+
+    run()
+
+
+def test_zz_enough_cases():
+    """Runs last: the others counted."""
+    print(f"\n{CASES['count']} cases")
+    assert CASES["count"] >= (10_000 if THOROUGH else 400)
