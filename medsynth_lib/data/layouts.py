@@ -161,11 +161,21 @@ def copdgene(folder):
     scans = {(match[1], match[2]): {"ct": path} for match, path in found}
     known = {}
     for path in files(folder, (".csv", ".txt")) if scans else []:
-        frame = pd.read_csv(path, sep=None, engine="python", dtype={"sid": str}, encoding_errors="replace")
-        if "sid" in frame:
-            known = frame.set_index("sid").rename(columns={"FEV1pp_utah": "fev1pp", "FEV1_FVC_utah": "fev1_fvc"})
-            known = known[[c for c in ("fev1pp", "fev1_fvc") if c in known]].to_dict("index")
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            separator = "\t" if "\t" in (first := lines.readline()) else ","
+        if "sid" in first.strip().split(separator):
+            known = phenotypes(path, separator)
     return table(folder, "copdgene", {k: v | known.get(k[0], {}) for k, v in scans.items()})
+
+
+def phenotypes(path, separator):
+    """COPDGene's table: {sid: {fev1pp, fev1_fvc}}, as far as it has them."""
+    try:
+        frame = pd.read_csv(path, sep=separator, dtype={"sid": str}, encoding_errors="replace", index_col=False)
+    except pd.errors.ParserError as error:
+        raise DataError(f"{path}: not a readable table ({error}); export it as CSV or tab-separated text.") from error
+    frame = frame.drop_duplicates("sid").rename(columns={"FEV1pp_utah": "fev1pp", "FEV1_FVC_utah": "fev1_fvc"})
+    return frame.set_index("sid")[[c for c in ("fev1pp", "fev1_fvc") if c in frame]].to_dict("index")
 
 
 def lidc(folder):

@@ -37,6 +37,10 @@ def read_manifest(path):
         raise DataError(
             f"{path}: not a readable CSV ({str(error).strip()}); save it as comma-separated UTF-8."
         ) from error
+    if not isinstance(text.index, pd.RangeIndex):
+        raise DataError(
+            f"{path}: rows have more cells than the first line has names; put commas inside cells in quotes."
+        )
     for column in text.columns.intersection(TEXT):
         frame[column] = text[column].str.strip()
     _require_identity(frame, path)
@@ -103,7 +107,12 @@ def _name_mapping(folder):
     """BraTS 2020 folder name -> (BraTS 2019 name, grade), from every name_mapping*.csv under `folder`."""
     mapping = {}
     for path in sorted(folder.rglob("name_mapping*.csv")):
-        table = pd.read_csv(path, dtype=str).fillna("")
+        try:
+            table = pd.read_csv(path, dtype=str, index_col=False).fillna("")
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path}: not a readable CSV ({error}); use the file that comes with BraTS 2020."
+            ) from error
         if not {"BraTS_2019_subject_ID", "BraTS_2020_subject_ID"} <= set(table.columns):
             raise DataError(
                 f"{path}: columns {list(table.columns)} lack BraTS_2019_subject_ID or "

@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from medsynth_lib.files import DataError, atomic
 
@@ -62,16 +64,24 @@ def read_header(path):
         image = nib.load(file)
     except (EOFError, zlib.error) as error:
         raise _truncated(path, error) from error
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as error:
+    except (ImageFileError, HeaderDataError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a readable NIfTI file ({error}); export it as .nii or .nii.gz.") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz.")
+    promised = np.prod([float(n) for n in image.shape]) * image.get_data_dtype().itemsize
+    if promised > Path(file).stat().st_size * (1100 if file.endswith(".gz") else 1):  # gzip packs 1,032 bytes into one
+        raise DataError(
+            f"{path}: the header promises {image.shape} voxels of {image.get_data_dtype()}, more than the file can hold; "
+            "copy or download it again."
+        )
     if number:
         if len(image.shape) != 4 or not number.isdecimal() or int(number) >= image.shape[3]:
-            raise DataError(f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file.")
+            raise DataError(
+                f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file."
+            )
         try:
             image = image.slicer[..., int(number)]
-        except (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError) as error:
+        except (EOFError, zlib.error, OSError, ValueError, OverflowError, MemoryError) as error:
             raise _truncated(path, error) from error
     if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise DataError(
@@ -90,7 +100,7 @@ def _voxels(image, path):
         data = image.get_fdata(dtype=np.float32, caching="unchanged")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _truncated(path, error) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(
             f"{path}: the header promises {image.shape} voxels of {kind}, but the file ends before "
             f"({str(error).splitlines()[0]}); copy or download it again."
