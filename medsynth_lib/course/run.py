@@ -143,12 +143,13 @@ def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
 
 
 def _resident(process) -> int:
-    """Bytes resident in a process and its children; pages they share count for each."""
+    """Bytes resident in a process and its children; pages that forked workers share count once (on Linux)."""
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:
-            total += each.memory_info().rss
-    except psutil.NoSuchProcess:
+            memory = each.memory_full_info()
+            total += getattr(memory, "pss", memory.rss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         pass
     return total
 
