@@ -15,7 +15,7 @@ def keep_outputs(executed, target):
     """Copy a papermill run's notebook over the course's, as if its cells had been run by hand.
 
     The injected parameters cell is dropped, cells are numbered from 1, timing metadata removed and pictures reduced to
-    256 colours. Raises ValueError where a cell failed or the code is not the target's.
+    128 colours. Raises ValueError where a cell failed or the code is not the target's.
     """
     book, original = nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4)
     book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -44,10 +44,10 @@ def _tidy(output, count, executed):
 
 
 def _fewer_colours(png: str) -> str:
-    """A base64 PNG with a palette of 256 colours, where that is smaller."""
+    """A base64 PNG with a palette of 128 colours, where that is smaller."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
-    picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return min(png, base64.b64encode(buffer.getvalue()).decode(), key=len)
 
 
