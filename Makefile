@@ -34,7 +34,7 @@ run: .venv/stamp
 
 # Two workers with one thread each; the notebooks then run one after another with both cores.
 test: .venv/stamp
-	OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests
+	OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests
 	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
 	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
 	$(BIN)/python -m medsynth_lib.course compare build/nbval
