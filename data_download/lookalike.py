@@ -137,8 +137,8 @@ def ixi(folder):
     sagittal = np.array([[0, 0, 1.2, -89.4], [-0.9375, 0, 0, 119.5], [0, 0.9375, 0, -119.5], [0, 0, 0, 1]])
     axial = np.array([[-0.9375, 0, 0, 119.5], [0, -0.9375, 0, 119.5], [0, 0, 1.25, -80.6], [0, 0, 0, 1]])
     number = 0
-    for site, scanner in (("Guys", "B"), ("HH", "A"), ("IOP", "C")):
-        for _ in range(3 + (site == "Guys")):
+    for site, scanner, people in (("Guys", "B", 4), ("HH", "A", 3), ("IOP", "C", 1)):
+        for _ in range(people):
             number += 1
             images, affine = head(number, scanner, ("t1", "t2", "pd"), skull=True, tumour=False)
             name = f"IXI{number:03d}-{site}-{700 + number:04d}"

@@ -23,9 +23,13 @@ from safetensors.torch import load_file, save_file
 from medsynth_lib.course.profiles import notebooks_folder
 from medsynth_lib.data.preprocess import Contract
 from medsynth_lib.files import atomic, cache_folder
-from medsynth_lib.training import loop, pix2pix
+from medsynth_lib.training import loop, pix2pix, segmentation, svae
 
-ALGORITHMS = {"pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION)}
+ALGORITHMS = {
+    "pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION),
+    "svae": (svae.SliceVAE, svae.VERSION),
+    "segmentation": (segmentation.Segmenter, segmentation.VERSION),
+}
 
 
 @dataclass

@@ -99,6 +99,16 @@ def train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fab
     return algorithm.step(batch)
 
 
+def linear_decay(recipe, step, steps):
+    """Learning rate: constant, then linear towards zero, but never below the final rate; shares of the training in the recipe.
+
+    The synthesis network's published schedule, 50 epochs and 70 of decay to zero, is constant_until 50/120, decay_until 1,
+    final rate 0.
+    """
+    decay = (recipe["decay_until"] - step / steps) / (recipe["decay_until"] - recipe["constant_until"])
+    return max(recipe["learning_rate"] * min(1.0, decay), recipe["final_learning_rate"])
+
+
 def setup(algorithm, fabric, folder):
     """Hand networks and optimisers to Fabric and load the last checkpoint; return rank, processes, history and step."""
     if fabric is not None:

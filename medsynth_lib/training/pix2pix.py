@@ -4,6 +4,7 @@ import torch
 
 from medsynth_lib.data.preprocess import augment
 from medsynth_lib.models.pix2pix import Discriminator, Generator
+from medsynth_lib.training.loop import linear_decay
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("width", "loss", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial",
@@ -48,13 +49,7 @@ class Pix2Pix:
         }
 
     def learning_rate(self, step, steps):
-        """Constant, then linear towards zero, but never below the final rate; shares of the training in the recipe.
-
-        The paper's schedule, 50 epochs and 70 of decay to zero, is constant_until 50/120, decay_until 1, final rate 0.
-        """
-        r, share = self.recipe, step / steps
-        decay = (r["decay_until"] - share) / (r["decay_until"] - r["constant_until"])
-        return max(r["learning_rate"] * min(1.0, decay), r["final_learning_rate"])
+        return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
         """Augment each sample of a batch; the paper's three augmentations are in `augment`."""

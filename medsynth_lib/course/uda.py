@@ -1,0 +1,374 @@
+"""The adaptation study of lesson 04: every row of Table 2, its controls and its rivals, on one pair of sites and one seed.
+
+`METHODS` maps a row's name to a function of a `Study`, which gives a predictor: sample -> synthetic T1 (1, x, y, z). Nothing here
+reads a test subject but `evaluate`.
+"""
+
+import copy
+import tempfile
+import time
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+
+from medsynth_lib.course.artefacts import train_or_load
+from medsynth_lib.course.data import volumes
+from medsynth_lib.data import appearance, protocol
+from medsynth_lib.data.nifti import read_case
+from medsynth_lib.data.preprocess import geometry, normalise
+from medsynth_lib.data.scanner import SITES
+from medsynth_lib.evaluation.image import scores
+from medsynth_lib.evaluation.segmentation import dice_scores, lesion_contrast
+from medsynth_lib.evaluation.synthesis import predict
+from medsynth_lib.files import cache_folder
+from medsynth_lib.models.svae import Encoder
+from medsynth_lib.training import adaptation, loop, pix2pix, segmentation, svae
+from medsynth_lib.training.adaptation import Adaptation, SourceAndTarget, source_posteriors
+
+
+class Study:
+    """Data, trained models and settings of one direction, e.g. SIMA to SIMB, and one training seed.
+
+    ``frame``: manifest with both sites. ``contract``: of inputs and T1. ``settings``: a Settings of notebook 04.
+    Everything expensive is made on first use and kept.
+    """
+
+    def __init__(self, frame, contract, settings, source, target, seed=0):
+        self.frame, self.contract, self.settings = frame, contract, settings
+        self.source, self.target, self.seed = source, target, seed
+        self.steps_done = 0  # of the last adaptation
+
+    def volumes(self, site, split, **changes):
+        """Prepared volumes; ``changes`` to the contract, such as target=None."""
+        return volumes(self.frame, replace(self.contract, **changes), site, split).preload()
+
+    @cached_property
+    def train(self):
+        return self.volumes(self.source, "train")
+
+    @cached_property
+    def tune(self):
+        return self.volumes(self.source, "tune")
+
+    @cached_property
+    def adapt(self):
+        """Target inputs without target T1: the adaptation set."""
+        return self.volumes(self.target, "adapt", target=None)
+
+    @cached_property
+    def adapt_pairs(self):
+        """The same subjects with T1: for supervised bounds only."""
+        return self.volumes(self.target, "adapt")
+
+    @cached_property
+    def base(self):
+        return self.backbone(self.source, intensity=0.0)
+
+    def backbone(self, site, intensity):
+        """A trained pix2pix generator of a site."""
+        recipe = dict(algorithm="pix2pix", **{k: getattr(self.settings, k) for k in pix2pix.RECIPE_KEYS}, seed=self.seed)
+        train, tune = self.volumes(site, "train"), self.volumes(site, "tune")
+        return train_or_load(f"pix2pix-{site}", recipe | {"intensity": intensity}, train, tune).networks["generator"]
+
+    def vae(self, **changes):
+        """A trained slice-VAE of the source T1 (encoder and recipe); one seed for all studies."""
+        recipe = dict(algorithm="svae", **{k: self.settings.svae[k] for k in svae.RECIPE_KEYS}, seed=0) | changes
+        trained = train_or_load(f"svae{recipe['dims']}d-{self.source}", recipe, self.train, self.tune)
+        return trained.networks["vae"].encoder, recipe
+
+    @cached_property
+    def segmenter(self):
+        recipe = dict(algorithm="segmentation", **self.settings.segmenter, seed=0)
+        data = [self.volumes(self.source, s, inputs=segmentation.INPUTS, target=None) for s in ("train", "tune")]
+        return train_or_load(f"segmenter-{self.source}", recipe, *data).networks["segmenter"]
+
+    # -- training --------------------------------------------------------------------------------------------------------
+
+    def adaptation_recipe(self, **changes):
+        s = self.settings
+        return dict(profile="fixed", divergence="kl", rho=0.0, prior="bank", learning_rate=s.adapt_rate, constant_until=0.0,
+                    decay_until=1.0, final_learning_rate=s.adapt_rate / 10, steps=s.adapt_steps) | changes  # fmt: skip
+
+    def adapted(self, source=None, paired=False, limit=None, latent=None, **changes):
+        """Predictor of the base model after adaptation; ``latent``: (encoder, recipe, source T1 volumes)."""
+        recipe = self.adaptation_recipe(**changes)
+        encoder = svae_recipe = bank = None
+        if latent:
+            encoder, svae_recipe, real = latent
+            encoder = copy.deepcopy(encoder)
+            encoder.train(recipe["profile"] == "paper")
+            bank = source_posteriors(encoder, real, svae_recipe)
+        algorithm = Adaptation(recipe, copy.deepcopy(self.base).train(), encoder, svae_recipe, bank)
+        data = SourceAndTarget(source or self.train, self.adapt, paired, limit)
+        self.fit(algorithm, data, recipe["steps"])
+        return self.predictor(algorithm.networks["generator"])
+
+    def finetuned(self, pairs, steps=None):
+        """Predictor of the base model after supervised training on pairs (list of samples), same steps and rates."""
+        recipe = self.adaptation_recipe(steps=steps or self.settings.adapt_steps)
+        algorithm = Adaptation(recipe, copy.deepcopy(self.base).train())
+        algorithm.reads = ("x", "y", "mask")
+        self.fit(algorithm, pairs, recipe["steps"])
+        return self.predictor(algorithm.networks["generator"])
+
+    def fit(self, algorithm, data, steps):
+        """Run the course's loop in a fresh folder; adaptation is short, so it is not resumed."""
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            loop.fit(algorithm, data, self.tune, folder, steps=steps, seed=self.seed, validate_every=steps)
+        self.steps_done = steps
+
+    @staticmethod
+    def predictor(generator):
+        return lambda sample: predict(generator, sample)
+
+    # -- appearance and physics ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def source_t1(self):
+        return torch.stack([sample["y"] for sample in self.train])
+
+    @cached_property
+    def input_quantiles(self):
+        """Pooled quantiles of the brain, one row an input: of the source's training set and the target's adaptation set."""
+        return tuple(appearance.quantiles([s["x"] for s in d], [s["mask"] for s in d]) for d in (self.train, self.adapt))
+
+    @cached_property
+    def target_style(self):
+        """Source training samples with inputs in the target's style: slice thickness, noise, histogram; T1 unchanged."""
+        thickness = [SITES[s.removeprefix("SIM")].fwhm["t2"][2] for s in (self.source, self.target)]
+        spacing, rng = self.contract.spacing[2], np.random.default_rng(self.seed)
+        blurred = [appearance.thicker_slices(s["x"], s["mask"], *thickness, spacing) for s in self.train]
+        own = np.mean([appearance.noise_level(x, s["mask"]) for x, s in zip(blurred, self.train, strict=True)], 0)
+        wanted = np.mean([appearance.noise_level(s["x"], s["mask"]) for s in self.adapt], 0)
+        sigma = np.sqrt(np.maximum(wanted**2 - own**2, 0))[:, None, None, None]
+        noisy = [
+            x + s["mask"] * torch.from_numpy(sigma * rng.standard_normal(x.shape)).float()
+            for x, s in zip(blurred, self.train, strict=True)
+        ]
+        quantiles = appearance.quantiles(noisy, [s["mask"] for s in self.train])
+        return [
+            s | {"x": appearance.match_histogram(x, s["mask"], quantiles, self.input_quantiles[1])}
+            for x, s in zip(noisy, self.train, strict=True)
+        ]
+
+    def scanner_units(self, site, split, modalities, limit=None):
+        """Images (c, x, y, z) in scanner units on the lesson's grid, not normalised."""
+        rows = self.frame[(self.frame["site"] == site) & (self.frame["split"] == split)].head(limit or len(self.frame))
+        chain = geometry(self.contract, modalities)
+        cases = (chain(read_case(row, modalities)) for _, row in rows.iterrows())
+        return [np.stack([case[m].as_tensor()[0].numpy() for m in modalities]) for case in cases]
+
+    @cached_property
+    def raw_t1(self):
+        return [v[0] for v in self.scanner_units(self.source, "train", ("t1",))]
+
+    @cached_property
+    def observations(self):
+        """Measured grey-to-white levels of the source's T1, T2 and FLAIR and of the target's T2 and FLAIR, with sequences."""
+        out = []
+        for site, split, modalities in ((self.source, "train", ("t1", "t2", "flair")), (self.target, "adapt", ("t2", "flair"))):
+            scanner = SITES[site.removeprefix("SIM")]
+            found = protocol.measured_levels(self.scanner_units(site, split, modalities, limit=16))
+            out += [(scanner.sequences[m], scanner.field, v) for m, v in zip(modalities, found, strict=True)]
+        return out
+
+    def curve(self, relaxation=None, fit=True):
+        """Source to target T1 look, from literature relaxation values, fitted to the images or (``fit`` False) as they are."""
+        relaxation = relaxation or protocol.literature()
+        if fit:
+            relaxation = protocol.fitted_relaxation(relaxation, self.observations)
+        source, target = (SITES[s.removeprefix("SIM")] for s in (self.source, self.target))
+        return protocol.protocol_curve(source, target, relaxation, relaxation)
+
+    def mapped_t1(self, curve):
+        """The source's training T1 in the target's look, normalised like any T1: (n, 1, x, y, z)."""
+        mapped = (torch.from_numpy(protocol.map_t1(t1, curve))[None] for t1 in self.raw_t1)
+        return torch.stack([normalise(v, self.contract.normalisation, self.contract.percentiles) for v in mapped])
+
+    def mapped_samples(self, curve, samples):
+        """Samples whose T1 is in the target's look."""
+        return [s | {"y": y} for s, y in zip(samples, self.mapped_t1(curve), strict=True)]
+
+    def output_curve(self, curve):
+        """The curve between *normalised* intensities, for the output of a source model: two lists to interpolate."""
+        low, high = self._window(self.raw_t1)
+        new_low, new_high = self._window([protocol.map_t1(t1, curve) for t1 in self.raw_t1])
+        x = np.linspace(0, 1, 101)
+        y = np.interp(low + x * (high - low), *curve)
+        return x[None], ((y - new_low) / (new_high - new_low)).clip(0, 1)[None]
+
+    def _window(self, images):
+        """Mean over subjects of the two percentiles that become 0 and 1, in units of white matter."""
+        marks = [np.percentile(t1[t1 > 0], self.contract.percentiles) / protocol.white_level(t1) for t1 in images]
+        return np.mean(marks, 0)
+
+    def after_curve(self, make, curve):
+        """A predictor whose output goes through a curve."""
+        x, y = self.output_curve(curve)
+        return lambda sample: appearance.apply_curve(make(sample), sample["mask"], x, y)
+
+    # -- scores ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def test(self):
+        """Test samples of the target, the same subjects' T1 at the source, and the four images a segmenter reads."""
+        four = self.volumes(self.target, "test", inputs=segmentation.INPUTS, target=None)
+        return list(zip(self.volumes(self.target, "test"), self.volumes(self.source, "test"), four, strict=True))
+
+    def evaluate(self, make):
+        """Scores of a predictor on the target's test subjects, against both truths: a DataFrame, one row a subject."""
+        rows = {}
+        for target, source, four in self.test:
+            t1, mask = make({k: v for k, v in target.items() if k not in ("y", "seg")}), target["mask"] & source["mask"]
+            row = {f"{k}_t": v for k, v in scores(t1, target["y"], mask, target["seg"]).items()}
+            row |= {f"{k}_s": v for k, v in scores(t1, source["y"], mask, target["seg"]).items()}
+            row |= dice_scores(self.segmenter, four, t1)
+            row["lesion_contrast"] = lesion_contrast(t1, target["seg"], target["mask"])
+            rows[target["subject"]] = row
+        return pd.DataFrame(rows).T.rename_axis("subject")
+
+
+# -- the rows of the comparison ------------------------------------------------------------------------------------------
+
+SUPERVISED = (10, 40, 100)  # target pairs, as in Table 2
+LATENT = dict(profile="fixed", rho=0.3)
+
+
+def no_adaptation(study):
+    return study.predictor(study.base)
+
+
+def latent(svae_changes=None, **changes):
+    """A row that adds a latent term: changes to the slice-VAE's recipe and to the adaptation's."""
+
+    def method(study):
+        encoder, recipe = study.vae(**(svae_changes or {}))
+        return study.adapted(latent=(encoder, recipe, study.source_t1), **(LATENT | changes))
+
+    return method
+
+
+def random_encoder(study):
+    """The same loss with an encoder that was never trained: does it matter what the encoder knows?"""
+    _, recipe = study.vae()
+    torch.manual_seed(study.seed)
+    encoder = Encoder(recipe["size"], recipe["dims"], recipe["norm"], recipe["width"])
+    with torch.no_grad():  # running statistics of real slices, or evaluation mode would see unnormalised layers
+        for y in study.source_t1[:16]:
+            adaptation.posterior(encoder, y[None], recipe)
+    return study.adapted(latent=(encoder, recipe, study.source_t1), **LATENT)
+
+
+def supervised(n):
+    def method(study):
+        return study.finetuned([study.adapt_pairs[i] for i in range(min(n, len(study.adapt_pairs)))])
+
+    return method
+
+
+def oracle(study):
+    """Supervised with what nobody has: the target's inputs of ten subjects beside the same subjects' *source* T1."""
+    inputs, truth = study.adapt_pairs, study.volumes(study.source, "adapt")
+    return study.finetuned([inputs[i] | {"y": truth[i]["y"]} for i in range(10)])
+
+
+def matched_inputs(study):
+    own, wanted = reversed(study.input_quantiles)
+    base = no_adaptation(study)
+    return lambda s: base(s | {"x": appearance.match_histogram(s["x"], s["mask"], own, wanted)})
+
+
+def nyul_inputs(study):
+    wanted = np.mean([appearance.quantiles([s["x"]], [s["mask"]], appearance.NYUL_LEVELS) for s in study.train], 0)
+    base = no_adaptation(study)
+    return lambda s: base(s | {"x": appearance.match_volume(s["x"], s["mask"], wanted)})
+
+
+def matched_outputs(study):
+    wanted = appearance.quantiles(study.source_t1, [s["mask"] for s in study.train], appearance.NYUL_LEVELS)
+    base = no_adaptation(study)
+    return lambda s: appearance.match_volume(base(s), s["mask"], wanted)
+
+
+def fourier(study):
+    """Source inputs with the low-frequency amplitudes of a target subject's, then continued training."""
+    source = [
+        s | {"x": appearance.fourier_swap(s["x"], study.adapt[i % len(study.adapt)]["x"], s["mask"])}
+        for i, s in enumerate(study.train)
+    ]
+    return study.adapted(source=source)
+
+
+def gamma_and_bias(study):
+    """Continued training on source inputs with random gamma and bias fields, four variants of each subject."""
+    rng = np.random.default_rng(study.seed)
+    source = [
+        s | {"x": appearance.gamma_and_bias(s["x"], s["mask"], rng)} for _ in range(4) for s in study.train
+    ]
+    return study.adapted(source=source)
+
+
+def physics_output(fit=True):
+    def method(study):
+        return study.after_curve(no_adaptation(study), study.curve(fit=fit))
+
+    return method
+
+
+def physics(styled=True, prior=False, fit=True, relaxation=None):
+    """The capstone: continued training on source T1 in the target's look, on inputs in the target's style."""
+
+    def method(study):
+        curve = study.curve(relaxation, fit)
+        samples = study.mapped_samples(curve, study.target_style if styled else list(study.train))
+        options = {}
+        if prior:
+            encoder, recipe = study.vae()
+            real = torch.stack([s["y"] for s in samples])
+            options = dict(latent=(encoder, recipe, real), rho=0.1, divergence="wasserstein2")
+        return study.adapted(source=samples, **options)
+
+    return method
+
+
+METHODS = {
+    "no adaptation": no_adaptation,
+    "no adaptation + augmentation": lambda s: s.predictor(s.backbone(s.source, intensity=0.5)),
+    "continued training": lambda s: s.adapted(),
+    "3D VAE, KL": latent(dict(dims=3, width=144)),
+    "s-VAE, paper profile": latent(profile="paper", prior="pair"),
+    "s-VAE, KL(P||Q)": latent(),
+    "s-VAE, KL(Q||P)": latent(divergence="reverse_kl"),
+    "s-VAE, symmetric KL": latent(divergence="symmetric_kl"),
+    "s-VAE, Wasserstein": latent(divergence="wasserstein2"),
+    "s-VAE, per-slice norm": latent(dict(norm="slice")),
+    "s-VAE, random weights": random_encoder,
+    "inputs matched": matched_inputs,
+    "inputs Nyul": nyul_inputs,
+    "outputs matched to source": matched_outputs,
+    "Fourier domain adaptation": fourier,
+    "gamma + bias augmentation": gamma_and_bias,
+    "target-style inputs": lambda s: s.adapted(source=s.target_style),
+    "physics on the output": physics_output(),
+    "physics on the output, literature": physics_output(fit=False),
+    "physics T1": physics(styled=False),
+    "physics T1 + target style": physics(),
+    "physics T1 + target style, literature": physics(fit=False),
+    "physics T1 + target style + s-VAE": physics(prior=True),
+    **{f"supervised, n = {n}": supervised(n) for n in SUPERVISED},
+    "oracle: target inputs, source T1": oracle,
+    "trained on target": lambda s: s.predictor(s.backbone(s.target, intensity=0.0)),
+}
+
+
+def run_cell(study, method):
+    """Make and score one row; returns its table with the columns method, source, target, seed, steps and seconds."""
+    study.steps_done, began = 0, time.perf_counter()
+    make = METHODS[method](study)
+    seconds = time.perf_counter() - began
+    table = study.evaluate(make).reset_index()
+    about = dict(method=method, source=study.source, target=study.target, seed=study.seed)
+    return table.assign(**about, steps=study.steps_done, seconds=round(seconds, 1))

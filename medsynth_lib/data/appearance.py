@@ -1,0 +1,88 @@
+"""Rivals of adaptation that only change how images look: histograms, Nyul's scale, Fourier amplitudes, blur and noise.
+
+Volumes are (c, x, y, z) in [0, 1] with a mask (1, x, y, z); outside the mask everything stays as it is.
+"""
+
+import numpy as np
+import torch
+from monai.transforms import AdjustContrast, RandBiasField
+from scipy import ndimage
+
+LEVELS = np.linspace(0, 1, 257)
+NYUL_LEVELS = np.array([0.0, 0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0])
+
+
+def quantiles(volumes, masks, levels=LEVELS):
+    """Quantiles of the brain voxels of many volumes pooled, one row a channel: (c, levels)."""
+    pooled = torch.cat([v[:, m[0]] for v, m in zip(volumes, masks, strict=True)], 1).numpy()
+    return np.quantile(pooled, levels, axis=1).T
+
+
+def apply_curve(volume, mask, x, y):
+    """Map every channel's brain voxels by the piecewise linear curve through (x[c], y[c])."""
+    out = volume.clone()
+    for c in range(len(volume)):
+        out[c][mask[0]] = torch.from_numpy(np.interp(volume[c][mask[0]].numpy(), *increasing(x[c], y[c]))).float()
+    return out
+
+
+def increasing(x, y):
+    """The points of a curve whose x strictly increases: np.interp needs it, and quantiles repeat."""
+    keep = np.concatenate([[True], np.diff(x) > 0])
+    return x[keep], y[keep]
+
+
+def match_histogram(volume, mask, own, wanted):
+    """Histogram matching with one curve for all subjects: pooled quantiles ``own`` to ``wanted`` (from `quantiles`)."""
+    return apply_curve(volume, mask, own, wanted)
+
+
+def match_volume(volume, mask, wanted, levels=NYUL_LEVELS):
+    """Nyul's standardisation (Nyul, Udupa, Zhang 2000): this volume's own percentiles to the wanted ones, at a few landmarks."""
+    return apply_curve(volume, mask, quantiles([volume], [mask], levels), wanted)
+
+
+def fourier_swap(volume, other, mask, beta=0.1):
+    """Fourier domain adaptation (Yang & Soatto 2020): low-frequency amplitudes of another volume, own phases.
+
+    ``beta``: half the side of the swapped cube as a share of the spectrum's side. Clipped to [0, 1]; outside the mask 0.
+    """
+    axes = (-3, -2, -1)
+    spectrum, amplitudes = torch.fft.fftshift(torch.fft.fftn(volume, dim=axes), axes), torch.fft.fftn(other, dim=axes).abs()
+    amplitudes = torch.fft.fftshift(amplitudes, axes)
+    low = tuple(slice(n // 2 - int(beta * n), n // 2 + int(beta * n) + 1) for n in volume.shape[-3:])
+    new = spectrum.clone()
+    new[(..., *low)] = torch.polar(amplitudes, spectrum.angle())[(..., *low)]
+    return torch.fft.ifftn(torch.fft.ifftshift(new, axes), dim=axes).real.clip(0, 1) * mask
+
+
+def gamma_and_bias(volume, mask, rng):
+    """Random gamma exp(U(-.4, .4)) and coil-like bias field (MONAI) on each input; ``rng`` is a numpy Generator."""
+    out = []
+    for channel in volume:
+        field = RandBiasField(prob=1.0, degree=3, coeff_range=(0.0, 0.2))
+        field.set_random_state(int(rng.integers(2**31)))
+        shaped = AdjustContrast(gamma=float(np.exp(rng.uniform(-0.4, 0.4))))(channel[None].clip(0, 1))
+        out.append(torch.as_tensor(field(shaped))[0])
+    return torch.where(mask, torch.stack(out).clip(0, 1), volume).float()
+
+
+def noise_level(volume, mask):
+    """Standard deviation of the noise of each channel (c,), from the median absolute difference of neighbours along x.
+
+    Differences hold edges, too, which the median mostly ignores; so compare two sites by it, do not read it as a calibration.
+    """
+    both = mask[0, 1:] & mask[0, :-1]
+    steps = (volume[:, 1:] - volume[:, :-1])[:, both].abs()
+    return steps.median(1).values.numpy() / (0.6745 * np.sqrt(2))
+
+
+def thicker_slices(volume, mask, own_mm, wanted_mm, spacing):
+    """Blur along z from one slice thickness (full width at half maximum, mm) to a larger one; inside the mask only."""
+    sigma = np.sqrt(max(wanted_mm**2 - own_mm**2, 0)) / 2.355 / spacing
+    if not sigma:
+        return volume.clone()
+    inside = mask[0].numpy().astype(np.float32)
+    weight = ndimage.gaussian_filter1d(inside, sigma, axis=2)
+    blurred = np.stack([ndimage.gaussian_filter1d(c * inside, sigma, axis=2) for c in volume.numpy()])
+    return torch.where(mask, torch.from_numpy(blurred / np.maximum(weight, 1e-6)), volume)

@@ -1,0 +1,147 @@
+"""Unsupervised adaptation of a trained synthesiser with a slice-VAE (section 2, '3D UDA with 2D s-VAE', eq. 2)."""
+
+import torch
+from torch.utils.data import Dataset
+
+from medsynth_lib.models.divergence import DIVERGENCES, kl
+from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.pix2pix import l1_loss
+from medsynth_lib.training.svae import choose, to_cube, volume_to_slices
+
+VERSION = 1  # raise when the mathematics below changes: results of another version are not reused
+PAPER_SHARE = 0.55  # of the latent elements, the largest ones: what the authors' public code sums
+
+
+class SourceAndTarget(Dataset):
+    """Source pairs beside target inputs: every combination, or (``paired``) the k-th with the k-th, as the authors' code does.
+
+    A sample holds "x", "y", "mask" of the source, "target_x" and "target_mask", and the source's "index". The target's T1 is
+    never read: give it volumes whose contract has target None. ``limit`` uses the first target subjects only.
+    """
+
+    def __init__(self, source, target, paired=False, limit=None):
+        self.source, self.target, self.paired = source, target, paired
+        self.n = min(limit or len(target), len(target))
+
+    def __len__(self):
+        return self.n if self.paired else self.n * len(self.source)
+
+    def __getitem__(self, k):
+        i, j = (k % len(self.source), k) if self.paired else divmod(k, self.n)
+        source, target = self.source[i], self.target[j]
+        return {key: source[key] for key in ("x", "y", "mask")} | dict(
+            target_x=target["x"], target_mask=target["mask"], index=torch.tensor(i)
+        )
+
+
+def posterior(encoder, volumes, recipe):
+    """q(z | volume) of volumes (b, 1, x, y, z): mean and log-variance, (b, n, width, 2, 2), or (b, 1, width, 2, 2, 2) in 3D.
+
+    ``recipe`` is that of the slice-VAE: size, dims, plane, slices.
+    """
+    cubes = to_cube(volumes, recipe["size"])
+    if recipe["dims"] == 3:
+        return tuple(part.unsqueeze(1) for part in encoder(cubes))
+    slices = [choose(volume_to_slices(cube[0], recipe["plane"]), recipe["slices"]) for cube in cubes]
+    codes = [encoder(each) for each in slices]
+    return tuple(torch.stack(parts) for parts in zip(*codes, strict=True))
+
+
+@torch.no_grad()
+def source_posteriors(encoder, volumes, recipe):
+    """Mean and log-variance of every real source T1 (b, 1, x, y, z): what eq. (2) needs of P(Y_s)."""
+    codes = [posterior(encoder, volume[None], recipe) for volume in volumes]
+    return tuple(torch.cat(parts) for parts in zip(*codes, strict=True))
+
+
+def aggregate(mean, log_variance):
+    """One Gaussian a slice position for many volumes (b, n, ...): the mean of mu; the mean of sigma^2 plus the variance of mu.
+
+    This is the Gaussian with the moments of the mixture of all posteriors: P(Y_s) as a distribution over volumes.
+    """
+    variance = log_variance.exp().mean(0) + mean.var(0, unbiased=False)
+    return mean.mean(0, keepdim=True), variance.log()[None]
+
+
+class Adaptation:
+    """Supervised source steps and a divergence between the source's slice posteriors and those of generated target volumes.
+
+    ``recipe`` keys: profile, divergence, rho, prior, and the learning rate's schedule.
+
+    - profile "fixed" (default of the course): one step on both losses, the latent gradient scaled to ``rho`` times the norm of
+      the supervised one; frozen encoder in evaluation mode; every element counts. ``rho`` 0 is continued training, exactly.
+    - profile "paper": two steps on one Adam state, the second on KL alone; encoder in training mode; the largest 55 % of the
+      elements.
+
+    ``prior`` "bank" compares with `aggregate` of all source volumes, "pair" with the one source volume of the sample.
+    ``svae``: a trained slice-VAE (encoder and recipe) or None with rho 0; ``bank``: its `source_posteriors`.
+    """
+
+    reads = ("x", "y", "mask", "target_x", "target_mask", "index")
+
+    def __init__(self, recipe, generator, encoder=None, svae_recipe=None, bank=None):
+        self.recipe, self.encoder, self.svae_recipe, self.bank = recipe, encoder, svae_recipe, bank
+        self.paper = recipe["profile"] == "paper"
+        self.networks = {"generator": generator}
+        self.optimisers = {"generator": torch.optim.Adam(generator.parameters(), recipe["learning_rate"], (0.5, 0.999))}
+        if encoder is not None:
+            encoder.requires_grad_(False).train(self.paper)
+            self.prior = aggregate(*bank)
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        return batch
+
+    def step(self, batch):
+        """One step on a batch of `SourceAndTarget`; returns the losses, detached."""
+        return self.paper_step(batch) if self.paper else self.fixed_step(batch)
+
+    def fixed_step(self, batch):
+        parameters = list(self.networks["generator"].parameters())
+        losses = {"l1": self.supervised(batch)}
+        gradient = torch.autograd.grad(losses["l1"], parameters)
+        if self.recipe["rho"] > 0:
+            losses["latent"] = self.latent(batch)
+            latent_gradient = torch.autograd.grad(losses["latent"], parameters)
+            scale = self.recipe["rho"] * norm(gradient) / norm(latent_gradient)
+            gradient = [g + scale * h for g, h in zip(gradient, latent_gradient, strict=True)]
+        for parameter, g in zip(parameters, gradient, strict=True):
+            parameter.grad = g
+        self.optimisers["generator"].step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def paper_step(self, batch):
+        losses = {}
+        for name, loss in (("l1", self.supervised), ("latent", self.latent)):
+            losses[name] = loss(batch)
+            self.optimisers["generator"].zero_grad(set_to_none=True)
+            losses[name].backward()
+            self.optimisers["generator"].step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def supervised(self, batch):
+        return l1_loss(self.networks["generator"](batch["x"]), batch["y"])
+
+    def latent(self, batch):
+        """L_ada, eq. (2): between P(Y_s) and the posterior of the generated target volume, outside the brain set to zero."""
+        generated = self.networks["generator"](batch["target_x"]) * batch["target_mask"]
+        q = posterior(self.encoder, generated, self.svae_recipe)
+        p = self.prior
+        if self.recipe["prior"] == "pair":
+            p = tuple(part[batch["index"]] for part in self.bank)
+        if self.paper:
+            elements = kl(p, q).flatten()
+            return elements.topk(int(PAPER_SHARE * len(elements))).values.sum()
+        return DIVERGENCES[self.recipe["divergence"]](p, q).mean()
+
+    def validate(self, batch):
+        """L1 of source tuning subjects: all that may be looked at without the target's T1."""
+        y_hat = self.networks["generator"](batch["x"])
+        return {"brain_l1": (y_hat - batch["y"]).abs()[batch["mask"]].mean()}
+
+
+def norm(gradient):
+    """Euclidean norm of a list of tensors."""
+    return torch.stack([g.norm() for g in gradient]).norm()

@@ -1,0 +1,124 @@
+"""Training of the slice-VAE and of its 3D twin (section 2, '2D s-VAE for modeling 3D distribution', eq. 1)."""
+
+import torch
+import torch.nn.functional as F
+
+from medsynth_lib.models.svae import VAE
+from medsynth_lib.training.loop import linear_decay
+
+VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+RECIPE_KEYS = ("size", "dims", "plane", "slices", "norm", "width", "loss", "kl_weight", "learning_rate", "constant_until",
+               "decay_until", "final_learning_rate", "steps", "batch_size", "validate_every")  # fmt: skip
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of (x, y, z) in RAS order
+
+
+def to_cube(volume, size):
+    """Zero-pad (or crop) volumes (..., x, y, z) around their centre to ``size`` along every axis.
+
+    The paper's "re-scaling" of (240, 240, 155) to 256 slices of 256 x 256 is this padding in its public code.
+    """
+    pads = []
+    for n in reversed(volume.shape[-3:]):
+        before = (size - n) // 2
+        pads += [before, size - n - before]
+    return F.pad(volume, pads)
+
+
+def volume_to_slices(cube, plane="axial"):
+    """(x, y, z) to the batch of its slices (n, 1, rows, columns), slice index first.
+
+    The axis is *moved*, not reshaped: `cube.reshape(n, 1, ...)` has the same shape and cuts every slice into pieces.
+    """
+    return cube.movedim(AXES[plane], 0).unsqueeze(1)
+
+
+def slices_to_volume(slices, plane="axial"):
+    """The inverse of `volume_to_slices`."""
+    return slices.squeeze(1).movedim(0, AXES[plane])
+
+
+def choose(slices, which):
+    """Slices of a volume: "all"; "first 32", as the paper's batch-size study keeps them; or "spread 32", evenly.
+
+    Raises ValueError for another choice or for more slices than there are.
+    """
+    if which == "all":
+        return slices
+    how, _, k = which.partition(" ")
+    if how not in ("first", "spread") or not k.isdigit() or not 0 < int(k) <= len(slices):
+        raise ValueError(f"slices {which!r}: use 'all', 'first k' or 'spread k' with k from 1 to {len(slices)}")
+    k = int(k)
+    return slices[:k] if how == "first" else slices[torch.arange(k) * len(slices) // k]
+
+
+def gaussian_kl(mean, log_variance):
+    r"""KL(N(mu, sigma^2) || N(0, I)) of every element: $\tfrac12(\mu^2 + \sigma^2 - \log\sigma^2 - 1)$."""
+    return (mean.square() + log_variance.exp() - log_variance - 1) / 2
+
+
+def printed_kl(mean, log_variance):
+    r"""KL(N(0, I) || N(mu, sigma^2)), as eq. (1) prints it: $\tfrac12((1 + \mu^2)/\sigma^2 + \log\sigma^2 - 1)$."""
+    return ((1 + mean.square()) * (-log_variance).exp() + log_variance - 1) / 2
+
+
+class SliceVAE:
+    r"""The slice-VAE on whole volumes: sum of squared errors + ``kl_weight`` x KL(q(z | x) || N(0, I)), a mean over slices.
+
+    Eq. (1) is misprinted twice: it has KL(N(0, I) || q), which is not that of the evidence lower bound, and a norm without
+    its square. ``loss`` "elbo" is what a VAE minimises; "printed" is the equation as it stands.
+    ``recipe`` keys: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices ("all", or "first k"
+    or "spread k" of the N), norm, width, loss, kl_weight, and the learning rate's schedule.
+    """
+
+    reads = ("y", "mask")  # of a sample
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+        vae = VAE(**{k: recipe[k] for k in ("size", "dims", "norm", "width")})
+        # the memory layout changes no number's meaning, but makes convolutions a third faster on a CPU
+        vae.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[recipe["dims"]])
+        self.networks = {"vae": vae}
+        self.optimisers = {"vae": torch.optim.Adam(vae.parameters(), recipe["learning_rate"])}
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        """Cubes of a batch, each flipped from left to right with probability 1/2: heads are nearly symmetric."""
+        flips = torch.rand(len(batch["y"]), generator=generator) < 0.5
+        return {k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads}
+
+    def images(self, volumes):
+        """What the networks see of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N) or their slices (b n, 1, N, N)."""
+        cubes = to_cube(volumes, self.recipe["size"])
+        if self.recipe["dims"] == 3:
+            return cubes
+        return torch.cat([choose(volume_to_slices(cube[0], self.recipe["plane"]), self.recipe["slices"]) for cube in cubes])
+
+    def step(self, batch):
+        """One optimisation step on y (b, 1, x, y, z) in [0, 1]; returns loss, squared error and KL, detached."""
+        losses = self.losses(self.images(batch["y"]))
+        self.optimisers["vae"].zero_grad(set_to_none=True)
+        self.backward(losses["loss"])
+        self.optimisers["vae"].step()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def losses(self, x):
+        """Eq. (1) on images (n, 1, ...), each term summed over an image and averaged over the n."""
+        x_hat, mean, log_variance = self.networks["vae"](x)
+        sse = (x_hat - x).square().flatten(1).sum(1)
+        kl, error = gaussian_kl(mean, log_variance), sse
+        if self.recipe["loss"] == "printed":
+            kl, error = printed_kl(mean, log_variance), sse.sqrt()
+        kl = kl.flatten(1).sum(1).mean()
+        return {"loss": error.mean() + self.recipe["kl_weight"] * kl, "sse": sse.mean(), "kl": kl}
+
+    def backward(self, loss):
+        loss.backward()
+
+    def validate(self, batch):
+        """Reconstruction from the mean code, in evaluation mode: squared error inside the brain."""
+        x, inside = self.images(batch["y"]), self.images(batch["mask"].float()) > 0
+        vae = self.networks["vae"]
+        x_hat = vae.decoder(vae.encoder(x)[0])
+        return {"brain_mse": (x_hat - x)[inside].square().mean()}

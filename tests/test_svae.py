@@ -1,0 +1,180 @@
+"""Slice-VAE: parameter counts, slicing, losses against torch's distributions, what slices know of each other, the slice model."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
+from medsynth_lib.models.svae import VAE, Decoder, Encoder, widths
+from medsynth_lib.training.svae import (
+    SliceVAE,
+    choose,
+    gaussian_kl,
+    printed_kl,
+    slices_to_volume,
+    to_cube,
+    volume_to_slices,
+)
+
+RECIPE = dict(size=16, dims=2, plane="axial", slices="all", norm="batch", width=16, loss="elbo", kl_weight=0.001,
+              learning_rate=1e-3, constant_until=0.5, decay_until=1.0, final_learning_rate=0.0)  # fmt: skip
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "size, dims, expected",
+    [(256, 2, 1_726_296), (256, 3, 5_167_392), (128, 2, 1_726_896), (128, 3, 5_169_216), (64, 2, 1_729_248), (64, 3, 5_176_320)],
+)
+def test_encoder_parameters(size, dims, expected):
+    """Published models at 256 (the paper: 1.73 M and 5.17 M), the depth rule below."""
+    assert count(Encoder(size, dims)) == expected == count(Encoder(size, dims, norm="slice"))
+
+
+def test_decoder_parameters():
+    assert count(Decoder(256, 2)) == 1_576_165
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_latent_is_256_by_2_at_any_power_of_two(size, dims):
+    with torch.device("meta"):
+        mean, log_variance = Encoder(size, dims)(torch.empty(2, 1, *(size,) * dims))
+        assert mean.shape == log_variance.shape == (2, 256, *(2,) * dims)
+        assert Decoder(size, dims)(mean).shape == (2, 1, *(size,) * dims)
+
+
+def test_other_sizes_are_refused():
+    for size in (4, 48, 512):
+        with pytest.raises(ValueError, match=f"{size} is not a power of two"):
+            widths(size)
+    with pytest.raises(ValueError, match="width 30"):
+        widths(64, 30)
+    with pytest.raises(ValueError, match="norm 'layer'"):
+        VAE(16, norm="layer")
+
+
+def test_mean_and_code_may_be_negative():
+    """No activation after the heads: a code that could not be negative would not be Gaussian."""
+    torch.manual_seed(0)
+    mean, log_variance = Encoder(16, width=16)(torch.rand(8, 1, 16, 16))
+    assert (mean < 0).any() and (log_variance < 0).any()
+    assert (Decoder(16, width=16)(mean) < 0).any()
+
+
+@pytest.mark.parametrize("plane, axis", [("sagittal", 0), ("coronal", 1), ("axial", 2)])
+def test_slices_are_slices(plane, axis):
+    """Every slice is a plane of the volume, in order, and the way back is exact; a reshape would cut planes into pieces."""
+    cube = torch.rand(4, 4, 4)
+    slices = volume_to_slices(cube, plane)
+    assert slices.shape == (4, 1, 4, 4)
+    assert all(torch.equal(slices[k, 0], cube.select(axis, k)) for k in range(4))
+    assert torch.equal(slices_to_volume(slices, plane), cube)
+    assert torch.equal(cube.reshape(4, 1, 4, 4), slices) == (axis == 0)
+
+
+def test_padding_is_centred_and_loses_nothing():
+    volume = torch.rand(1, 6, 8, 5)
+    cube = to_cube(volume, 8)
+    assert cube.shape == (1, 8, 8, 8) and torch.equal(cube[:, 1:7, :, 1:6], volume)
+    assert torch.count_nonzero(cube) == torch.count_nonzero(volume)
+
+
+def test_choosing_slices():
+    slices = torch.arange(8)
+    assert choose(slices, "first 2").tolist() == [0, 1] and choose(slices, "spread 2").tolist() == [0, 4]
+    assert torch.equal(choose(slices, "all"), slices) and torch.equal(choose(slices, "spread 8"), slices)
+    for wrong in ("first 9", "last 2", "first", "spread 0", "first x"):
+        with pytest.raises(ValueError, match="slices"):
+            choose(slices, wrong)
+
+
+def gaussians(seed=0, shape=(3, 5)):
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(shape, generator=generator, dtype=torch.float64), torch.randn(shape, generator=generator).double())
+            for _ in range(2)]  # fmt: skip
+
+
+def normal(p):
+    return Normal(p[0], (p[1] / 2).exp())
+
+
+def test_divergences_against_torch():
+    p, q = gaussians()
+    assert torch.allclose(kl(p, q), kl_divergence(normal(p), normal(q)))
+    assert torch.allclose(reverse_kl(p, q), kl_divergence(normal(q), normal(p)))
+    assert torch.allclose(symmetric_kl(p, q), symmetric_kl(q, p))
+    standard = Normal(torch.zeros_like(p[0]), 1.0)
+    assert torch.allclose(gaussian_kl(*p), kl_divergence(normal(p), standard))
+    assert torch.allclose(printed_kl(*p), kl_divergence(standard, normal(p)))
+
+
+def test_wasserstein_is_that_of_the_optimal_coupling():
+    """Two Gaussians coupled by one standard normal (their quantiles), in one dimension."""
+    p, q = gaussians(shape=(1,))
+    levels = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)
+    quantiles = [normal(g).icdf(levels) for g in (p, q)]
+    assert torch.isclose((quantiles[0] - quantiles[1]).square().mean(), wasserstein2(p, q)[0], rtol=0.02)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_divergences_are_zero_only_at_equality(name):
+    p, q = gaussians()
+    assert torch.allclose(DIVERGENCES[name](p, p), torch.zeros_like(p[0]), atol=1e-12)
+    assert (DIVERGENCES[name](p, q) > 0).all()
+
+
+def test_loss_is_sse_plus_weighted_kl_and_printed_as_printed():
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 16, 16)
+    losses = {}
+    for loss, weight in itertools.product(("elbo", "printed"), (0.0, 0.5)):
+        torch.manual_seed(1)
+        algorithm = SliceVAE(RECIPE | dict(loss=loss, kl_weight=weight))
+        torch.manual_seed(2)
+        losses[loss, weight] = algorithm.losses(x)
+    elbo, printed = losses["elbo", 0.5], losses["printed", 0.5]
+    assert torch.isclose(losses["elbo", 0.0]["loss"], elbo["sse"])
+    assert torch.isclose(elbo["loss"], elbo["sse"] + 0.5 * elbo["kl"])
+    assert torch.isclose(printed["sse"], elbo["sse"]) and not torch.isclose(printed["kl"], elbo["kl"])
+    assert losses["printed", 0.0]["loss"] < elbo["sse"].sqrt()  # the mean of roots lies below the root of the mean
+
+
+@pytest.mark.parametrize("norm", ["batch", "slice"])
+def test_shuffling_slices_changes_nothing(norm):
+    """The order of a batch never enters: shuffled slices give shuffled codes, so no loss can learn from neighbourhood."""
+    torch.manual_seed(0)
+    encoder, x, order = Encoder(16, norm=norm, width=16).double(), torch.rand(8, 1, 16, 16).double(), torch.randperm(8)
+    for part, shuffled in zip(encoder(x), encoder(x[order]), strict=True):
+        assert torch.allclose(part[order], shuffled, atol=1e-10)
+
+
+def test_slices_meet_only_in_batch_norm():
+    """Change one slice: with batch norm in training every code changes, per slice or in evaluation only its own."""
+    torch.manual_seed(0)
+    x = torch.rand(8, 1, 16, 16)
+    other = x.clone()
+    other[0] += 1
+    for norm, training, meet in (("batch", True, True), ("batch", False, False), ("slice", True, False)):
+        encoder = Encoder(16, norm=norm, width=16).train(training)
+        with torch.no_grad():
+            change = (encoder(x)[0] - encoder(other)[0]).abs().flatten(1).amax(1)
+        assert change[0] > 1e-3 and bool((change[1:] > 1e-4).all()) == meet, (norm, training)
+        assert meet or (change[1:] < 1e-5).all()
+
+
+def test_it_learns_a_tiny_volume():
+    """200 steps on one volume of blobs: the error falls below a fifth of the error of a blank image."""
+    torch.manual_seed(0)
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 16)] * 3, indexing="ij"))
+    y = (grid.square().sum(0) < 0.5).float()[None, None] * (0.5 + 0.5 * grid[0].sign() * grid[1].sign())
+    algorithm = SliceVAE(RECIPE | dict(learning_rate=3e-3))
+    for _ in range(200):
+        losses = algorithm.step({"y": y})
+    assert losses["sse"] < y.square().sum() / 16 / 5
+    assert np.isfinite(float(losses["kl"]))
