@@ -89,6 +89,10 @@ def test_choosing_slices():
     slices = torch.arange(8)
     assert choose(slices, "first 2").tolist() == [0, 1] and choose(slices, "spread 2").tolist() == [0, 4]
     assert torch.equal(choose(slices, "all"), slices) and torch.equal(choose(slices, "spread 8"), slices)
+    slices = torch.zeros(8, 1, 2, 2)
+    slices[3:6] = torch.rand(3, 1, 2, 2)
+    drawn = choose(slices, "random 2")
+    assert drawn.shape == (2, 1, 2, 2) and drawn.flatten(1).any(1).all() and len(choose(slices, "random 8")) == 3
     for wrong in ("first 9", "last 2", "first", "spread 0", "first x"):
         with pytest.raises(ValueError, match="slices"):
             choose(slices, wrong)

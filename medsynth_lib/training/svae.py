@@ -38,17 +38,24 @@ def slices_to_volume(slices, plane="axial"):
 
 
 def choose(slices, which):
-    """Slices of a volume: "all"; "first 32", as the paper's batch-size study keeps them; or "spread 32", evenly.
+    """Slices of a volume (n, 1, rows, columns) that a step trains on.
 
+    "all", the paper's batch; "first 32", as its batch-size study keeps them; "spread 32", evenly over the volume; or
+    "random 32" of those that are not blank: more and cheaper steps of the same kind, for a laptop.
     Raises ValueError for another choice or for more slices than there are.
     """
     if which == "all":
         return slices
     how, _, k = which.partition(" ")
-    if how not in ("first", "spread") or not k.isdigit() or not 0 < int(k) <= len(slices):
-        raise ValueError(f"slices {which!r}: use 'all', 'first k' or 'spread k' with k from 1 to {len(slices)}")
+    if how not in ("first", "spread", "random") or not k.isdigit() or not 0 < int(k) <= len(slices):
+        raise ValueError(f"slices {which!r}: use 'all', 'first k', 'spread k' or 'random k' with k from 1 to {len(slices)}")
     k = int(k)
-    return slices[:k] if how == "first" else slices[torch.arange(k) * len(slices) // k]
+    if how == "first":
+        return slices[:k]
+    if how == "spread":
+        return slices[torch.arange(k) * len(slices) // k]
+    filled = slices[slices.flatten(1).any(1)]
+    return filled[torch.randperm(len(filled))[:k]]
 
 
 def gaussian_kl(mean, log_variance):
@@ -66,8 +73,8 @@ class SliceVAE:
 
     Eq. (1) is misprinted twice: it has KL(N(0, I) || q), which is not that of the evidence lower bound, and a norm without
     its square. ``loss`` "elbo" is what a VAE minimises; "printed" is the equation as it stands.
-    ``recipe`` keys: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices ("all", or "first k"
-    or "spread k" of the N), norm, width, loss, kl_weight, and the learning rate's schedule.
+    ``recipe`` keys: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices (see `choose`), norm,
+    width, loss, kl_weight, and the learning rate's schedule.
     """
 
     reads = ("y", "mask")  # of a sample
@@ -88,16 +95,16 @@ class SliceVAE:
         flips = torch.rand(len(batch["y"]), generator=generator) < 0.5
         return {k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads}
 
-    def images(self, volumes):
-        """What the networks see of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N) or their slices (b n, 1, N, N)."""
+    def images(self, volumes, which="all"):
+        """What the networks see of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N) or slices of them (b n, 1, N, N)."""
         cubes = to_cube(volumes, self.recipe["size"])
         if self.recipe["dims"] == 3:
             return cubes
-        return torch.cat([choose(volume_to_slices(cube[0], self.recipe["plane"]), self.recipe["slices"]) for cube in cubes])
+        return torch.cat([choose(volume_to_slices(cube[0], self.recipe["plane"]), which) for cube in cubes])
 
     def step(self, batch):
         """One optimisation step on y (b, 1, x, y, z) in [0, 1]; returns loss, squared error and KL, detached."""
-        losses = self.losses(self.images(batch["y"]))
+        losses = self.losses(self.images(batch["y"], self.recipe["slices"]))
         self.optimisers["vae"].zero_grad(set_to_none=True)
         self.backward(losses["loss"])
         self.optimisers["vae"].step()
@@ -117,7 +124,7 @@ class SliceVAE:
         loss.backward()
 
     def validate(self, batch):
-        """Reconstruction from the mean code, in evaluation mode: squared error inside the brain."""
+        """Reconstruction of all slices from their mean codes, in evaluation mode: squared error inside the brain."""
         x, inside = self.images(batch["y"]), self.images(batch["mask"].float()) > 0
         vae = self.networks["vae"]
         x_hat = vae.decoder(vae.encoder(x)[0])
