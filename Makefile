@@ -7,7 +7,7 @@ JOBS    ?= 1
 DATA_DIR ?=
 BIN     := .venv/bin
 
-.PHONY: help run test fuzz lab student bench bench-gpu full-size lint clean
+.PHONY: help run test fuzz lab student sweep-uda bench bench-gpu full-size lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make test     all tests, then every notebook in profile quick'
 	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
+	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
 	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix on a GPU)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
 	@echo 'make lint     ruff on library, tests and notebooks'
@@ -48,6 +49,9 @@ lab: .venv/stamp
 
 student: .venv/stamp
 	@$(BIN)/python -m medsynth_lib.course student --out build/student
+
+sweep-uda: .venv/stamp
+	$(BIN)/python -m medsynth_lib.course sweep --profile lesson --jobs 2
 
 bench: .venv/stamp
 	@mkdir -p build/bench

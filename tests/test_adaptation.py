@@ -134,7 +134,8 @@ def test_the_fit_keeps_a_literature_that_agrees_and_mends_one_that_does_not():
     wrong = {k: v.copy() for k, v in truth.items()}
     wrong["t1", 1.5][1] += 0.15
     goal, off, mended = (
-        protocol.levels(r, b.sequences["t1"], b.field)[1] for r in (truth, wrong, protocol.fitted_relaxation(wrong, seen))
+        protocol.levels(r, b.sequences["t1"], b.field)[1]
+        for r in (truth, wrong, protocol.fitted_relaxation(wrong, seen))
     )
     assert abs(mended - goal) < abs(off - goal) / 2
 
@@ -150,7 +151,9 @@ def test_curve_between_equal_sites_changes_nothing():
 
 def test_white_level_is_the_brightest_peak_in_any_unit():
     rng = np.random.default_rng(0)
-    t1 = np.concatenate([rng.normal(300, 60, 3000), rng.normal(600, 40, 9000), rng.normal(1000, 50, 8000)]).reshape(20, 20, 50)
+    t1 = np.concatenate([rng.normal(300, 60, 3000), rng.normal(600, 40, 9000), rng.normal(1000, 50, 8000)]).reshape(
+        20, 20, 50
+    )
     assert protocol.white_level(t1) == pytest.approx(1000, rel=0.03)
     assert protocol.white_level(7 * t1) == pytest.approx(7 * protocol.white_level(t1))
 
@@ -171,7 +174,8 @@ def test_histogram_matching_reaches_the_wanted_quantiles(volume):
     wanted = appearance.quantiles([v**2], [mask])
     matched = appearance.match_histogram(v, mask, appearance.quantiles([v], [mask]), wanted)
     assert torch.allclose(matched, v**2, atol=0.01) and not matched[:, ~mask[0]].any()
-    assert torch.allclose(appearance.match_volume(v, mask, appearance.quantiles([v], [mask], appearance.NYUL_LEVELS)), v, atol=1e-6)
+    own = appearance.quantiles([v], [mask], appearance.NYUL_LEVELS)
+    assert torch.allclose(appearance.match_volume(v, mask, own), v, atol=1e-6)
 
 
 def test_fourier_swap_with_itself_is_the_identity_and_takes_the_others_mean(volume):
@@ -186,7 +190,9 @@ def test_thicker_slices_blur_along_z_only_and_noise_is_seen(volume):
     v, mask = volume
     assert torch.equal(appearance.thicker_slices(v, mask, 5, 3, 3.0), v)
     flat = torch.where(mask, torch.tensor(0.7), torch.tensor(0.0)).expand(2, -1, -1, -1)
-    assert torch.allclose(appearance.thicker_slices(flat, mask, 3, 5, 3.0), flat, atol=1e-6)  # no darkening at the border
+    assert torch.allclose(
+        appearance.thicker_slices(flat, mask, 3, 5, 3.0), flat, atol=1e-6
+    )  # no darkening at the border
     blurred = appearance.thicker_slices(v, mask, 3, 9, 3.0)
     assert blurred[:, mask[0]].std() < 0.8 * v[:, mask[0]].std()
     noisy = flat + 0.05 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))
@@ -208,7 +214,11 @@ def test_regions_dice_and_lesion_contrast():
     seg[..., 2:7, 2:7, 2:7], seg[..., 3:6, 3:6, 3:6], seg[..., 4, 4, 4] = 2, 1, 4
     wt, tc, et = regions(seg)[0]
     assert (wt.sum(), tc.sum(), et.sum()) == (125, 27, 1)
-    assert dice(wt > 0, wt > 0) == 1 and dice(wt > 0, tc > 0) == pytest.approx(2 * 27 / 152) and np.isnan(dice(wt < 0, wt < 0))
+    assert (
+        dice(wt > 0, wt > 0) == 1
+        and dice(wt > 0, tc > 0) == pytest.approx(2 * 27 / 152)
+        and np.isnan(dice(wt < 0, wt < 0))
+    )
     image = torch.where(seg > 0, 0.2, 0.6) - 0.1 * (seg == 1)
     mask = torch.ones(1, 9, 9, 9, dtype=torch.bool)
     assert lesion_contrast(image, seg, mask) == pytest.approx(0.2 - 0.1 * 26 / 27 - 0.6, abs=1e-5)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
+from medsynth_lib.evaluation.slice_model import SliceModel
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
 from medsynth_lib.models.svae import VAE, Decoder, Encoder, widths
 from medsynth_lib.training.svae import (
@@ -29,7 +31,14 @@ def count(network):
 
 @pytest.mark.parametrize(
     "size, dims, expected",
-    [(256, 2, 1_726_296), (256, 3, 5_167_392), (128, 2, 1_726_896), (128, 3, 5_169_216), (64, 2, 1_729_248), (64, 3, 5_176_320)],
+    [
+        (256, 2, 1_726_296),
+        (256, 3, 5_167_392),
+        (128, 2, 1_726_896),
+        (128, 3, 5_169_216),
+        (64, 2, 1_729_248),
+        (64, 3, 5_176_320),
+    ],
 )
 def test_encoder_parameters(size, dims, expected):
     """Published models at 256 (the paper: 1.73 M and 5.17 M), the depth rule below."""
@@ -182,3 +191,47 @@ def test_it_learns_a_tiny_volume():
         losses = algorithm.step({"y": y})
     assert losses["sse"] < y.square().sum() / 16 / 5
     assert np.isfinite(float(losses["kl"]))
+
+
+# -- sampling volumes ----------------------------------------------------------------------------------------------------
+
+
+def test_slice_model_reproduces_mean_and_covariance_across_slices():
+    """With many volumes there is next to no shrinkage: samples have the planted covariance of every coordinate."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, 6, 6, generator=generator)  # (coordinates, slices, slices)
+    codes = torch.einsum("lst,nlt->nls", mixing, torch.randn(4000, 4, 6, generator=generator)) + 3
+    model = SliceModel(codes.permute(0, 2, 1).reshape(4000, 6, 1, 2, 2))
+    drawn = model.sample(20_000, generator)
+    assert drawn.shape == (20_000, 6, 1, 2, 2)
+    drawn = drawn.flatten(2).permute(2, 0, 1)
+    for values, mix in zip(drawn, mixing, strict=True):
+        truth = mix @ mix.T
+        assert torch.allclose(values.mean(0), torch.tensor(3.0), atol=0.15)
+        assert torch.allclose(torch.cov(values.T), truth, atol=0.06 * truth.diagonal().max())
+
+
+def test_few_volumes_are_shrunk_and_the_variance_is_kept():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(5, 16, 1, 2, 2, generator=generator)
+    model = SliceModel(codes)
+    assert (model.shrinkage > 0.1).all() and (model.shrinkage <= 1).all()
+    drawn = model.sample(20_000, generator)
+    total = (codes - codes.mean(0)).square().mean(0)
+    assert drawn.var(0).mean() == pytest.approx(float(total.mean()), rel=0.05)
+
+
+def test_distances_tell_equal_from_different_and_shuffled_from_whole():
+    grid = torch.linspace(-1, 1, 16)
+    balls = torch.stack([(torch.stack(torch.meshgrid(grid, grid, grid, indexing="ij")).square().sum(0) < r).float()
+                         * (1 + 0.3 * grid[:, None, None]) for r in (0.5, 0.6, 0.7)])  # fmt: skip
+    noisy = balls + 0.05 * torch.rand(balls.shape, generator=torch.Generator().manual_seed(0)) * (balls > 0)
+    shuffled = noisy[..., torch.randperm(16, generator=torch.Generator().manual_seed(1))]
+    assert neighbour_correlation(noisy) > neighbour_correlation(shuffled) + 0.1
+    assert np.isnan(neighbour_correlation(torch.zeros(1, 8, 8, 8)))
+    assert (
+        sliced_wasserstein(balls, balls)
+        == 0
+        < sliced_wasserstein(balls, balls * 0.9)
+        < sliced_wasserstein(balls, balls * 0.5)
+    )

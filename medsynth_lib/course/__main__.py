@@ -1,11 +1,11 @@
-"""Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep."""
+"""Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep | sweep."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from . import keep, report, results, run, student
+from . import keep, report, results, run, student, sweep
 
 
 def main() -> int:
@@ -39,6 +39,14 @@ def main() -> int:
     add = commands.add_parser("keep", help="keep a run's outputs in the notebooks, as they are committed")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds the executed notebooks")
     add.set_defaults(main=keep.main)
+
+    add = commands.add_parser("sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps")
+    add.add_argument("--profile", default="lesson", help="default: lesson")
+    add.add_argument("--only", default="", metavar="TEXT", help="methods whose name holds this text; default: all")
+    add.add_argument("--seeds", default="", metavar="0,1", help="default: the profile's")
+    add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
+    add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
+    add.set_defaults(main=sweep.main)
 
     arguments = parser.parse_args()
     return arguments.main(arguments)

@@ -5,6 +5,7 @@ can be stopped at any time and goes on, and several machines can share it (``--p
 and the notebook says 'not run'.
 """
 
+import hashlib
 import itertools
 import os
 import platform
@@ -26,10 +27,16 @@ from medsynth_lib.training.adaptation import VERSION
 RESULTS = "sweeps/uda.csv"  # in the notebook folder
 
 
-def cell_path(method, source, target, seed, profile):
-    """CSV of one cell in the cache; its folder names profile and VERSION, so results of other mathematics are never mixed in."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{method}-{source}-{target}-{seed}").strip("-")
-    return cache_folder("sweeps", f"uda-{profile}-v{VERSION}") / f"{name}.csv"
+def cells_folder(settings):
+    """Where the cells of these settings are; its name changes with the settings and with VERSION, so that nothing is mixed."""
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    return cache_folder("sweeps", f"uda-v{VERSION}-{key}")
+
+
+def cell_path(settings, method, source, target, seed):
+    """CSV of one cell."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{method}-{source}-{target}-{seed}")
+    return cells_folder(settings) / f"{name}.csv"
 
 
 def cells(settings, only="", seeds=None):
@@ -41,12 +48,12 @@ def cells(settings, only="", seeds=None):
 
 def run_group(profile, source, target, seed, methods):
     """Run the cells of one direction and seed that are not there yet; returns how many were run."""
-    paths = {m: cell_path(m, source, target, seed, profile) for m in methods}
+    settings = load_settings("04", profile)
+    paths = {m: cell_path(settings, m, source, target, seed) for m in methods}
     todo = [m for m in methods if not paths[m].exists()]
     if not todo:
         return 0
     torch.set_num_threads(int(os.environ.get("MEDSYNTH_THREADS", 1)))
-    settings = load_settings("04", profile)
     lesson = SimpleNamespace(settings=settings, data_dir=None, seed=seed, notebook="04")
     frame = lesson_manifest(lesson)
     study = uda.Study(frame, lesson_contract(lesson, frame), settings, source, target, seed)
@@ -55,7 +62,10 @@ def run_group(profile, source, target, seed, methods):
         table = table.assign(device=device_name(), date=datetime.now(UTC).date().isoformat())
         with atomic(paths[method]) as temporary:
             table.to_csv(temporary, index=False, float_format="%.5g")
-        print(f"{source} -> {target}, seed {seed}: {method}: {table['psnr_t'].mean():.2f} dB, {table['seconds'][0]} s", flush=True)
+        print(
+            f"{source} -> {target}, seed {seed}: {method}: {table['psnr_t'].mean():.2f} dB, {table['seconds'][0]} s",
+            flush=True,
+        )
     return len(todo)
 
 
@@ -63,9 +73,9 @@ def device_name():
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
 
 
-def merge(profile):
-    """Put all cells of a profile into the one table that the notebook reads; returns it."""
-    paths = sorted(cell_path("", "", "", "", profile).parent.glob("*.csv"))
+def merge(settings):
+    """Put all cells of these settings into the one table that the notebook reads; returns it."""
+    paths = sorted(cells_folder(settings).glob("[!.]*.csv"))
     table = pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in paths], ignore_index=True)
     table = table.sort_values(["source", "target", "seed", "method", "subject"])
     path = notebooks_folder() / RESULTS
@@ -92,5 +102,5 @@ def main(arguments):
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
-    print(f"{done} cells run; {len(merge(arguments.profile))} rows in {notebooks_folder() / RESULTS}")
+    print(f"{done} cells run; {len(merge(settings))} rows in {notebooks_folder() / RESULTS}")
     return 0

@@ -25,7 +25,7 @@ from medsynth_lib.evaluation.segmentation import dice_scores, lesion_contrast
 from medsynth_lib.evaluation.synthesis import predict
 from medsynth_lib.files import cache_folder
 from medsynth_lib.models.svae import Encoder
-from medsynth_lib.training import adaptation, loop, pix2pix, segmentation, svae
+from medsynth_lib.training import adaptation, loop, pix2pix, segmentation
 from medsynth_lib.training.adaptation import Adaptation, SourceAndTarget, source_posteriors
 
 
@@ -69,13 +69,15 @@ class Study:
 
     def backbone(self, site, intensity):
         """A trained pix2pix generator of a site."""
-        recipe = dict(algorithm="pix2pix", **{k: getattr(self.settings, k) for k in pix2pix.RECIPE_KEYS}, seed=self.seed)
+        recipe = dict(
+            algorithm="pix2pix", **{k: getattr(self.settings, k) for k in pix2pix.RECIPE_KEYS}, seed=self.seed
+        )
         train, tune = self.volumes(site, "train"), self.volumes(site, "tune")
         return train_or_load(f"pix2pix-{site}", recipe | {"intensity": intensity}, train, tune).networks["generator"]
 
     def vae(self, **changes):
         """A trained slice-VAE of the source T1 (encoder and recipe); one seed for all studies."""
-        recipe = dict(algorithm="svae", **{k: self.settings.svae[k] for k in svae.RECIPE_KEYS}, seed=0) | changes
+        recipe = dict(algorithm="svae", **self.settings.svae, seed=0) | changes
         trained = train_or_load(f"svae{recipe['dims']}d-{self.source}", recipe, self.train, self.tune)
         return trained.networks["vae"].encoder, recipe
 
@@ -103,7 +105,7 @@ class Study:
             bank = source_posteriors(encoder, real, svae_recipe)
         algorithm = Adaptation(recipe, copy.deepcopy(self.base).train(), encoder, svae_recipe, bank)
         data = SourceAndTarget(source or self.train, self.adapt, paired, limit)
-        self.fit(algorithm, data, recipe["steps"])
+        self.fit(algorithm, data, SourceAndTarget(self.tune, self.adapt, limit=1), recipe["steps"])
         return self.predictor(algorithm.networks["generator"])
 
     def finetuned(self, pairs, steps=None):
@@ -111,13 +113,13 @@ class Study:
         recipe = self.adaptation_recipe(steps=steps or self.settings.adapt_steps)
         algorithm = Adaptation(recipe, copy.deepcopy(self.base).train())
         algorithm.reads = ("x", "y", "mask")
-        self.fit(algorithm, pairs, recipe["steps"])
+        self.fit(algorithm, pairs, self.tune, recipe["steps"])
         return self.predictor(algorithm.networks["generator"])
 
-    def fit(self, algorithm, data, steps):
+    def fit(self, algorithm, data, tune, steps):
         """Run the course's loop in a fresh folder; adaptation is short, so it is not resumed."""
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            loop.fit(algorithm, data, self.tune, folder, steps=steps, seed=self.seed, validate_every=steps)
+            loop.fit(algorithm, data, tune, folder, steps=steps, seed=self.seed, validate_every=steps)
         self.steps_done = steps
 
     @staticmethod
@@ -133,7 +135,9 @@ class Study:
     @cached_property
     def input_quantiles(self):
         """Pooled quantiles of the brain, one row an input: of the source's training set and the target's adaptation set."""
-        return tuple(appearance.quantiles([s["x"] for s in d], [s["mask"] for s in d]) for d in (self.train, self.adapt))
+        return tuple(
+            appearance.quantiles([s["x"] for s in d], [s["mask"] for s in d]) for d in (self.train, self.adapt)
+        )
 
     @cached_property
     def target_style(self):
@@ -169,7 +173,10 @@ class Study:
     def observations(self):
         """Measured grey-to-white levels of the source's T1, T2 and FLAIR and of the target's T2 and FLAIR, with sequences."""
         out = []
-        for site, split, modalities in ((self.source, "train", ("t1", "t2", "flair")), (self.target, "adapt", ("t2", "flair"))):
+        for site, split, modalities in (
+            (self.source, "train", ("t1", "t2", "flair")),
+            (self.target, "adapt", ("t2", "flair")),
+        ):
             scanner = SITES[site.removeprefix("SIM")]
             found = protocol.measured_levels(self.scanner_units(site, split, modalities, limit=16))
             out += [(scanner.sequences[m], scanner.field, v) for m, v in zip(modalities, found, strict=True)]
@@ -241,11 +248,11 @@ def no_adaptation(study):
     return study.predictor(study.base)
 
 
-def latent(svae_changes=None, **changes):
-    """A row that adds a latent term: changes to the slice-VAE's recipe and to the adaptation's."""
+def latent(three=False, norm="batch", **changes):
+    """A row that adds a latent term: with the 3D VAE (``three``), with another norm, or with changes to the adaptation."""
 
     def method(study):
-        encoder, recipe = study.vae(**(svae_changes or {}))
+        encoder, recipe = study.vae(norm=norm, **(study.settings.vae3d if three else {}))
         return study.adapted(latent=(encoder, recipe, study.source_t1), **(LATENT | changes))
 
     return method
@@ -272,7 +279,7 @@ def supervised(n):
 def oracle(study):
     """Supervised with what nobody has: the target's inputs of ten subjects beside the same subjects' *source* T1."""
     inputs, truth = study.adapt_pairs, study.volumes(study.source, "adapt")
-    return study.finetuned([inputs[i] | {"y": truth[i]["y"]} for i in range(10)])
+    return study.finetuned([inputs[i] | {"y": truth[i]["y"]} for i in range(min(10, len(inputs)))])
 
 
 def matched_inputs(study):
@@ -305,9 +312,7 @@ def fourier(study):
 def gamma_and_bias(study):
     """Continued training on source inputs with random gamma and bias fields, four variants of each subject."""
     rng = np.random.default_rng(study.seed)
-    source = [
-        s | {"x": appearance.gamma_and_bias(s["x"], s["mask"], rng)} for _ in range(4) for s in study.train
-    ]
+    source = [s | {"x": appearance.gamma_and_bias(s["x"], s["mask"], rng)} for _ in range(4) for s in study.train]
     return study.adapted(source=source)
 
 
@@ -338,13 +343,13 @@ METHODS = {
     "no adaptation": no_adaptation,
     "no adaptation + augmentation": lambda s: s.predictor(s.backbone(s.source, intensity=0.5)),
     "continued training": lambda s: s.adapted(),
-    "3D VAE, KL": latent(dict(dims=3, width=144)),
+    "3D VAE, KL": latent(three=True),
     "s-VAE, paper profile": latent(profile="paper", prior="pair"),
     "s-VAE, KL(P||Q)": latent(),
     "s-VAE, KL(Q||P)": latent(divergence="reverse_kl"),
     "s-VAE, symmetric KL": latent(divergence="symmetric_kl"),
     "s-VAE, Wasserstein": latent(divergence="wasserstein2"),
-    "s-VAE, per-slice norm": latent(dict(norm="slice")),
+    "s-VAE, per-slice norm": latent(norm="slice"),
     "s-VAE, random weights": random_encoder,
     "inputs matched": matched_inputs,
     "inputs Nyul": nyul_inputs,

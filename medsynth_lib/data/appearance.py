@@ -48,7 +48,10 @@ def fourier_swap(volume, other, mask, beta=0.1):
     ``beta``: half the side of the swapped cube as a share of the spectrum's side. Clipped to [0, 1]; outside the mask 0.
     """
     axes = (-3, -2, -1)
-    spectrum, amplitudes = torch.fft.fftshift(torch.fft.fftn(volume, dim=axes), axes), torch.fft.fftn(other, dim=axes).abs()
+    spectrum, amplitudes = (
+        torch.fft.fftshift(torch.fft.fftn(volume, dim=axes), axes),
+        torch.fft.fftn(other, dim=axes).abs(),
+    )
     amplitudes = torch.fft.fftshift(amplitudes, axes)
     low = tuple(slice(n // 2 - int(beta * n), n // 2 + int(beta * n) + 1) for n in volume.shape[-3:])
     new = spectrum.clone()

@@ -99,7 +99,9 @@ def white_level(t1):
     counts, edges = np.histogram(values, 100, (0, top))
     smooth = ndimage.gaussian_filter1d(counts.astype(float), 3)
     upper = np.arange(100) >= 50  # white matter is above half of the range in every T1 weighting
-    peaks = np.flatnonzero((smooth >= np.roll(smooth, 1)) & (smooth >= np.roll(smooth, -1)) & upper & (np.arange(100) < 98))
+    peaks = np.flatnonzero(
+        (smooth >= np.roll(smooth, 1)) & (smooth >= np.roll(smooth, -1)) & upper & (np.arange(100) < 98)
+    )
     return edges[peaks[-1]] + top / 200 if len(peaks) else np.percentile(values, 90)
 
 

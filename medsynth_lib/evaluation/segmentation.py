@@ -29,7 +29,9 @@ def dice_scores(network, sample, t1):
     x[INPUTS.index("t1")] = t1[0]
     found, true = segment(network, x), regions(sample["seg"][None])[0] > 0
     out = {f"dice_{name.lower()}": dice(f, t) for name, f, t in zip(REGIONS, found, true, strict=True)}
-    return out | dict(dice=float(np.nanmean(list(out.values()))), wt_ratio=float(found[0].sum() / true[0].sum().clip(1)))
+    return out | dict(
+        dice=float(np.nanmean(list(out.values()))), wt_ratio=float(found[0].sum() / true[0].sum().clip(1))
+    )
 
 
 def lesion_contrast(image, seg, mask, ring=3):

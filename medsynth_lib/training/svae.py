@@ -48,7 +48,9 @@ def choose(slices, which):
         return slices
     how, _, k = which.partition(" ")
     if how not in ("first", "spread", "random") or not k.isdigit() or not 0 < int(k) <= len(slices):
-        raise ValueError(f"slices {which!r}: use 'all', 'first k', 'spread k' or 'random k' with k from 1 to {len(slices)}")
+        raise ValueError(
+            f"slices {which!r}: use 'all', 'first k', 'spread k' or 'random k' with k from 1 to {len(slices)}"
+        )
     k = int(k)
     if how == "first":
         return slices[:k]
@@ -93,7 +95,9 @@ class SliceVAE:
     def prepare(self, batch, generator):
         """Cubes of a batch, each flipped from left to right with probability 1/2: heads are nearly symmetric."""
         flips = torch.rand(len(batch["y"]), generator=generator) < 0.5
-        return {k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads}
+        return {
+            k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads
+        }
 
     def images(self, volumes, which="all"):
         """What the networks see of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N) or slices of them (b n, 1, N, N)."""

@@ -1,0 +1,60 @@
+"""A Gaussian over the slices of a volume, to sample whole volumes from a slice-VAE (Volokitin et al. 2020; the paper's [18])."""
+
+import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
+
+from medsynth_lib.training.adaptation import posterior
+from medsynth_lib.training.svae import slices_to_volume
+
+COMPONENTS = 64  # P of Volokitin et al.
+
+
+class SliceModel:
+    r"""For each latent coordinate $l$: mean $m_l$ and covariance $\Sigma_l$ of its values ACROSS the slices of a volume.
+
+    With the centred codes of N volumes $C_l$ (N, slices) $= U S V^T$, a sample is $y_l = m_l + A_l \epsilon$ with
+    $A_l = V_P S_P / \sqrt{N}$, $\epsilon \sim N(0, I_P)$ and P = 64. With fewer volumes than slices $\Sigma_l$ is shrunk
+    towards a multiple of the identity, its strength after Ledoit & Wolf (2004): the lost part is drawn slice by slice.
+
+    codes: (N, slices, channels, 2, 2), mean codes of training volumes.
+    """
+
+    def __init__(self, codes):
+        self.shape = codes.shape[1:]
+        values = codes.flatten(2).permute(2, 0, 1).double()  # (coordinates, N, slices)
+        self.mean = values.mean(1)
+        centred = values - self.mean[:, None]
+        _, s, vt = torch.linalg.svd(centred, full_matrices=False)
+        p = min(COMPONENTS, s.shape[1])
+        self.factor = vt[:, :p].transpose(1, 2) * s[:, None, :p] / len(codes) ** 0.5  # A_l: (coordinates, slices, p)
+        self.shrinkage = torch.tensor([ledoit_wolf_shrinkage(c.numpy(), assume_centered=True) for c in centred])
+        self.variance = centred.square().mean((1, 2))  # of the identity that is shrunk to
+
+    def sample(self, n, generator):
+        """Codes (n, slices, channels, 2, 2) of n sampled volumes, float32."""
+        coordinates, slices, p = self.factor.shape
+        epsilon = torch.randn(n, coordinates, p, 1, generator=generator, dtype=torch.float64)
+        white = torch.randn(n, coordinates, slices, generator=generator, dtype=torch.float64)
+        keep, spread = (1 - self.shrinkage).sqrt()[:, None], (self.shrinkage * self.variance).sqrt()[:, None]
+        values = self.mean + keep * (self.factor @ epsilon)[..., 0] + spread * white
+        return values.permute(0, 2, 1).reshape(n, *self.shape).float()
+
+    def correlation(self):
+        """Correlation between slices (slices, slices), averaged over the coordinates: what neighbours share."""
+        covariance = self.factor @ self.factor.transpose(1, 2)
+        sd = covariance.diagonal(dim1=1, dim2=2).clip(1e-12).sqrt()
+        return (covariance / (sd[:, :, None] * sd[:, None])).mean(0)
+
+
+@torch.no_grad()
+def mean_codes(encoder, volumes, recipe):
+    """Mean codes of volumes (b, 1, x, y, z): (b, slices, channels, 2, 2)."""
+    encoder.eval()
+    return torch.cat([posterior(encoder, volume[None], recipe)[0] for volume in volumes])
+
+
+@torch.no_grad()
+def decode_volumes(decoder, codes, plane="axial"):
+    """Volumes (n, N, N, N), all slices of each decoded as one batch and clipped to [0, 1]."""
+    decoder.eval()
+    return torch.stack([slices_to_volume(decoder(each), plane) for each in codes]).clip(0, 1)
