@@ -4,7 +4,7 @@ import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from medsynth_lib.training.adaptation import posterior
-from medsynth_lib.training.svae import slices_to_volume
+from medsynth_lib.training.svae import images, slices_to_volume
 
 COMPONENTS = 64  # P of Volokitin et al.
 
@@ -55,6 +55,22 @@ def mean_codes(encoder, volumes, recipe):
 
 @torch.no_grad()
 def decode_volumes(decoder, codes, plane="axial"):
-    """Volumes (n, N, N, N), all slices of each decoded as one batch and clipped to [0, 1]."""
+    """Volumes (n, x, y, z) in [0, 1] of codes (n, slices, channels, 2, 2); the slices of each are decoded as one batch."""
     decoder.eval()
     return torch.stack([slices_to_volume(decoder(each), plane) for each in codes]).clip(0, 1)
+
+
+@torch.no_grad()
+def reconstruct(vae, volumes, recipe):
+    """Volumes (b, 1, x, y, z) and their reconstructions from mean codes, both (b, N, N, N), or of the recipe's slices alone."""
+    vae.eval()
+    pairs = []
+    for volume in volumes:
+        x = images(volume[None], recipe)
+        pairs.append(
+            [
+                v if recipe["dims"] == 3 else slices_to_volume(v, recipe["plane"])
+                for v in (x, vae.decoder(vae.encoder(x)[0]))
+            ]
+        )
+    return tuple(torch.stack([part.reshape(part.shape[-3:]) for part in parts]) for parts in zip(*pairs, strict=True))

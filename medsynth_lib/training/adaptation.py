@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 from medsynth_lib.models.divergence import DIVERGENCES, kl
 from medsynth_lib.training.loop import linear_decay
 from medsynth_lib.training.pix2pix import l1_loss
-from medsynth_lib.training.svae import to_cube, volume_to_slices
+from medsynth_lib.training.svae import images
 
 VERSION = 1  # raise when the mathematics below changes: results of another version are not reused
 PAPER_SHARE = 0.55  # of the latent elements, the largest ones: what the authors' public code sums
@@ -37,12 +37,9 @@ class SourceAndTarget(Dataset):
 def posterior(encoder, volumes, recipe):
     """q(z | volume) of volumes (b, 1, x, y, z): mean and log-variance, (b, n, width, 2, 2), or (b, 1, width, 2, 2, 2) in 3D.
 
-    ``recipe`` is that of the slice-VAE: size, dims, plane.
+    ``recipe`` is that of the slice-VAE: size, dims, plane, slices.
     """
-    cubes = to_cube(volumes, recipe["size"])
-    if recipe["dims"] == 3:
-        return tuple(part.unsqueeze(1) for part in encoder(cubes))
-    codes = [encoder(volume_to_slices(cube[0], recipe["plane"])) for cube in cubes]
+    codes = [encoder(images(volume[None], recipe)) for volume in volumes]
     return tuple(torch.stack(parts) for parts in zip(*codes, strict=True))
 
 

@@ -60,6 +60,19 @@ def choose(slices, which):
     return filled[torch.randperm(len(filled))[:k]]
 
 
+def kept(slices, which):
+    """The slices that a model trained on ``which`` is used on afterwards: all of them unless its study left some out."""
+    return choose(slices, which) if which.startswith(("first", "spread")) else slices
+
+
+def images(volumes, recipe, select=kept):
+    """What a slice-VAE sees of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N), or in 2D their slices (b n, 1, N, N)."""
+    cubes = to_cube(volumes, recipe["size"])
+    if recipe["dims"] == 3:
+        return cubes
+    return torch.cat([select(volume_to_slices(cube[0], recipe["plane"]), recipe["slices"]) for cube in cubes])
+
+
 def gaussian_kl(mean, log_variance):
     r"""KL(N(mu, sigma^2) || N(0, I)) of every element: $\tfrac12(\mu^2 + \sigma^2 - \log\sigma^2 - 1)$."""
     return (mean.square() + log_variance.exp() - log_variance - 1) / 2
@@ -99,16 +112,9 @@ class SliceVAE:
             k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads
         }
 
-    def images(self, volumes, which="all"):
-        """What the networks see of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N) or slices of them (b n, 1, N, N)."""
-        cubes = to_cube(volumes, self.recipe["size"])
-        if self.recipe["dims"] == 3:
-            return cubes
-        return torch.cat([choose(volume_to_slices(cube[0], self.recipe["plane"]), which) for cube in cubes])
-
     def step(self, batch):
         """One optimisation step on y (b, 1, x, y, z) in [0, 1]; returns loss, squared error and KL, detached."""
-        losses = self.losses(self.images(batch["y"], self.recipe["slices"]))
+        losses = self.losses(images(batch["y"], self.recipe, choose))
         self.optimisers["vae"].zero_grad(set_to_none=True)
         self.backward(losses["loss"])
         self.optimisers["vae"].step()
@@ -128,8 +134,8 @@ class SliceVAE:
         loss.backward()
 
     def validate(self, batch):
-        """Reconstruction of all slices from their mean codes, in evaluation mode: squared error inside the brain."""
-        x, inside = self.images(batch["y"]), self.images(batch["mask"].float()) > 0
+        """Reconstruction from the mean codes, in evaluation mode: squared error inside the brain."""
+        x, inside = images(batch["y"], self.recipe), images(batch["mask"].float(), self.recipe) > 0
         vae = self.networks["vae"]
         x_hat = vae.decoder(vae.encoder(x)[0])
-        return {"brain_mse": (x_hat - x)[inside].square().mean()}
+        return {"brain_mse": ((x_hat - x).square() * inside).sum() / inside.sum().clip(1)}  # 0 where no brain is visible
