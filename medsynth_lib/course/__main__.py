@@ -42,8 +42,7 @@ def main() -> int:
 
     add = commands.add_parser("sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps")
     add.add_argument("--profile", default="lesson", help="default: lesson")
-    add.add_argument("--only", default="", metavar="TEXT", help="methods whose name holds this text; default: all")
-    add.add_argument("--seeds", default="", metavar="0,1", help="default: the profile's")
+    add.add_argument("--only", default="", metavar="TEXT,TEXT", help="methods whose names hold one of these; default: all")
     add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
     add.set_defaults(main=sweep.main)

@@ -29,6 +29,10 @@ class Settings:
     def __setattr__(self, key, value):
         raise AttributeError(f"Settings are read-only; put {{{key!r}: {value!r}}} into OVERRIDES and run again.")
 
+    def as_dict(self) -> dict:
+        """All settings, a copy."""
+        return dict(self._values)
+
     def __repr__(self):
         return "Settings(" + ", ".join(f"{key}={value!r}" for key, value in self._values.items()) + ")"
 

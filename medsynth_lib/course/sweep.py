@@ -7,6 +7,7 @@ and the notebook says 'not run'.
 
 import hashlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -21,29 +22,26 @@ import torch
 from medsynth_lib.course import uda
 from medsynth_lib.course.data import lesson_contract, lesson_manifest
 from medsynth_lib.course.profiles import load_settings, notebooks_folder
-from medsynth_lib.files import atomic, cache_folder
+from medsynth_lib.files import DataError, atomic, cache_folder
 from medsynth_lib.training.adaptation import VERSION
 
 RESULTS = "sweeps/uda.csv"  # in the notebook folder
 
 
-def cells_folder(settings):
-    """Where the cells of these settings are; its name changes with the settings and with VERSION, so that nothing is mixed."""
-    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    return cache_folder("sweeps", f"uda-v{VERSION}-{key}")
-
-
 def cell_path(settings, method, source, target, seed):
-    """CSV of one cell."""
+    """CSV of one cell. Its name changes with VERSION and with every setting that the method uses, so that nothing is mixed."""
+    unused = {"live", "sweep_seeds", "sweep_directions"} | (set() if "VAE" in method else {"svae", "vae3d"})
+    used = {k: v for k, v in settings.as_dict().items() if k not in unused}
+    key = hashlib.sha256(json.dumps([VERSION, used], sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{method}-{source}-{target}-{seed}")
-    return cells_folder(settings) / f"{name}.csv"
+    return cache_folder("sweeps", "uda") / f"{name}-{key}.csv"
 
 
-def cells(settings, only="", seeds=None):
-    """(source, target, seed) -> methods, in the order of running; ``only``: part of a method's name."""
-    groups = itertools.product(seeds or settings.sweep_seeds, settings.sweep_directions)
-    methods = [m for m in uda.METHODS if only.lower() in m.lower()]
-    return {(f"SIM{d[0]}", f"SIM{d[1]}", seed): methods for seed, d in groups}
+def cells(settings, only=""):
+    """(source, target, seed) -> methods, in the order of running; ``only``: comma-separated parts of methods' names."""
+    methods = [m for m in uda.METHODS if any(part.strip().lower() in m.lower() for part in only.split(","))]
+    groups = itertools.product(settings.sweep_directions, settings.sweep_seeds)
+    return {(f"SIM{d[0]}", f"SIM{d[1]}", seed): methods for d, seed in groups}
 
 
 def run_group(profile, source, target, seed, methods):
@@ -74,8 +72,11 @@ def device_name():
 
 
 def merge(settings):
-    """Put all cells of these settings into the one table that the notebook reads; returns it."""
-    paths = sorted(cells_folder(settings).glob("[!.]*.csv"))
+    """Put all finished cells of these settings into the one table that the notebook reads; returns it."""
+    paths = [cell_path(settings, m, *group) for group, methods in cells(settings).items() for m in methods]
+    paths = [p for p in paths if p.exists()]
+    if not paths:
+        raise DataError(f"no finished cell in {cache_folder('sweeps', 'uda')}; run the sweep first.")
     table = pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in paths], ignore_index=True)
     table = table.sort_values(["source", "target", "seed", "method", "subject"])
     path = notebooks_folder() / RESULTS
@@ -90,10 +91,22 @@ def load():
     return pd.read_csv(notebooks_folder() / RESULTS, dtype={"subject": str})
 
 
+def per_seed(table):
+    """Means over test subjects: one row a method and seed, of one direction's part of the table."""
+    columns = [c for c in table.columns if pd.api.types.is_numeric_dtype(table[c]) and c not in ("seed", "steps")]
+    return table.groupby(["method", "seed"])[columns].mean()
+
+
+def gap_closed(means, column="psnr_t", low="continued training", high="supervised, n = 10"):
+    """Share of the way from one method to another, a column a method's row: (seed by seed) (row - low) / (high - low)."""
+    values = means[column].unstack("seed")
+    return (values - values.loc[low]) / (values.loc[high] - values.loc[low])
+
+
 def main(arguments):
     """Command `sweep`: run what is missing, then merge; 0, or 130 after Ctrl-C (what is done stays)."""
     settings = load_settings("04", arguments.profile)
-    groups = list(cells(settings, arguments.only, [int(s) for s in arguments.seeds.split(",") if s]).items())
+    groups = list(cells(settings, arguments.only).items())
     part, parts = map(int, arguments.part.split("/"))
     groups = [(arguments.profile, *key, methods) for key, methods in groups[part - 1 :: parts]]
     try:

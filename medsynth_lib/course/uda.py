@@ -13,13 +13,15 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from monai.data import MetaTensor
 
 from medsynth_lib.course.artefacts import train_or_load
 from medsynth_lib.course.data import volumes
 from medsynth_lib.data import appearance, protocol
 from medsynth_lib.data.nifti import read_case
-from medsynth_lib.data.preprocess import geometry, normalise
-from medsynth_lib.data.scanner import SITES
+from medsynth_lib.data.preprocess import geometry, normalise, prepare
+from medsynth_lib.data.scanner import SITES, mixed_site, scan
+from medsynth_lib.data.subject import make_subject
 from medsynth_lib.evaluation.image import scores
 from medsynth_lib.evaluation.segmentation import dice_scores, lesion_contrast
 from medsynth_lib.evaluation.synthesis import predict
@@ -53,15 +55,19 @@ class Study:
     def tune(self):
         return self.volumes(self.source, "tune")
 
+    @property
+    def adapt_split(self):
+        return "adapt" if (self.frame["split"] == "adapt").any() else "train"
+
     @cached_property
     def adapt(self):
-        """Target inputs without target T1: the adaptation set."""
-        return self.volumes(self.target, "adapt", target=None)
+        """Target inputs without target T1: the adaptation set (of real data without such a split, the training subjects)."""
+        return self.volumes(self.target, self.adapt_split, target=None)
 
     @cached_property
     def adapt_pairs(self):
         """The same subjects with T1: for supervised bounds only."""
-        return self.volumes(self.target, "adapt")
+        return self.volumes(self.target, self.adapt_split)
 
     @cached_property
     def base(self):
@@ -94,17 +100,22 @@ class Study:
         return dict(profile="fixed", divergence="kl", rho=0.0, prior="bank", learning_rate=s.adapt_rate, constant_until=0.0,
                     decay_until=1.0, final_learning_rate=s.adapt_rate / 10, steps=s.adapt_steps) | changes  # fmt: skip
 
-    def adapted(self, source=None, paired=False, limit=None, latent=None, **changes):
-        """Predictor of the base model after adaptation; ``latent``: (encoder, recipe, source T1 volumes)."""
+    def adapted(self, source=None, limit=None, share=1.0, latent=None, **changes):
+        """Predictor of the base model after adaptation.
+
+        ``source``: samples in the place of the training set. ``limit``: target volumes used; ``share``: of the usual steps.
+        ``latent``: (encoder, recipe, source T1 volumes). ``changes``: to `adaptation_recipe`.
+        """
         recipe = self.adaptation_recipe(**changes)
+        recipe["steps"] = max(1, round(share * recipe["steps"]))
         encoder = svae_recipe = bank = None
         if latent:
             encoder, svae_recipe, real = latent
             encoder = copy.deepcopy(encoder)
             encoder.train(recipe["profile"] == "paper")
-            bank = source_posteriors(encoder, real, svae_recipe)
+            bank = source_posteriors(encoder, real, svae_recipe)  # in the mode that the adaptation uses
         algorithm = Adaptation(recipe, copy.deepcopy(self.base).train(), encoder, svae_recipe, bank)
-        data = SourceAndTarget(source or self.train, self.adapt, paired, limit)
+        data = SourceAndTarget(source or self.train, self.adapt, recipe["prior"] == "pair", limit)
         self.fit(algorithm, data, SourceAndTarget(self.tune, self.adapt, limit=1), recipe["steps"])
         return self.predictor(algorithm.networks["generator"])
 
@@ -217,6 +228,23 @@ class Study:
         x, y = self.output_curve(curve)
         return lambda sample: appearance.apply_curve(make(sample), sample["mask"], x, y)
 
+    def rescanned(self, *causes, split="test"):
+        """The split's subjects, simulated again at the source with these causes of the shift taken from the target.
+
+        Causes as in `scanner.CAUSES`; none gives the source itself. Samples of "x", "y" and "mask", in the manifest's order.
+        """
+        site = mixed_site(*(SITES[s.removeprefix("SIM")] for s in (self.source, self.target)), *causes)
+        rows = self.frame[(self.frame["site"] == self.source) & (self.frame["split"] == split)]
+        return [self._scanned(int(seed), site) for seed in rows["subject"]]
+
+    def _scanned(self, seed, site):
+        subject = make_subject(seed, tuple(self.settings.shape), self.settings.spacing)
+        images = {
+            m: MetaTensor(torch.from_numpy(scan(subject, site, m))[None], affine=torch.from_numpy(subject.affine))
+            for m in self.contract.modalities
+        }
+        return prepare(images, self.contract)
+
     # -- scores ----------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -270,6 +298,8 @@ def random_encoder(study):
 
 
 def supervised(n):
+    """Fine-tuning on n target pairs: what adaptation without target T1 tries to reach."""
+
     def method(study):
         return study.finetuned([study.adapt_pairs[i] for i in range(min(n, len(study.adapt_pairs)))])
 
@@ -316,9 +346,11 @@ def gamma_and_bias(study):
     return study.adapted(source=source)
 
 
-def physics_output(fit=True):
+def physics_output(fit=True, relaxation=None):
+    """No training: the source model's output through the curve between the two T1 looks."""
+
     def method(study):
-        return study.after_curve(no_adaptation(study), study.curve(fit=fit))
+        return study.after_curve(no_adaptation(study), study.curve(relaxation, fit))
 
     return method
 
@@ -367,6 +399,11 @@ METHODS = {
     "oracle: target inputs, source T1": oracle,
     "trained on target": lambda s: s.predictor(s.backbone(s.target, intensity=0.0)),
 }
+
+
+VOLUMES_4B = (10, 40, 70, 100)  # Fig. 4b: target volumes, with steps in proportion to them or fixed
+METHODS |= {f"s-VAE, {n} volumes": latent(limit=n) for n in VOLUMES_4B[:-1]}
+METHODS |= {f"s-VAE, {n} volumes, steps in proportion": latent(limit=n, share=n / 100) for n in VOLUMES_4B[:-1]}
 
 
 def run_cell(study, method):
