@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize, SpatialCrop
-from torch.utils.data import Dataset
 
 from medsynth_lib.data.fields import gaussian_blur
 from medsynth_lib.data.nifti import read_volume
+from medsynth_lib.data.preprocess import Remembered
 from medsynth_lib.files import DataError
 
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
@@ -127,26 +127,17 @@ def _name(volume):
     return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
 
 
-class Cubes(Dataset):
+class Cubes(Remembered):
     """The volumes of a manifest's ``ct`` or ``t1`` column as cubes: "x" (1, N, N, N) in [-1, 1], "spacing" (3) in mm, "subject".
 
-    Volumes are read when first asked for and kept in memory as 16-bit floats. Raises DataError for an empty manifest.
+    They are kept as 16-bit floats.
     """
 
-    def __init__(self, frame, contract):
-        if frame.empty:
-            raise DataError(f"{frame.attrs.get('root', 'manifest')}: no rows are left to load; check site and split.")
-        self.frame, self.contract = frame.reset_index(drop=True), contract
-        self._cache = {}
-
-    def __len__(self):
-        return len(self.frame)
+    def make(self, row):
+        cube = prepare_cube(read_volume(self.frame.attrs["root"] / row[self.contract.modality]), self.contract)
+        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+        return dict(x=cube.as_tensor().half(), spacing=spacing, subject=row["subject"])
 
     def __getitem__(self, index):
-        if index not in self._cache:
-            row = self.frame.iloc[index]
-            cube = prepare_cube(read_volume(self.frame.attrs["root"] / row[self.contract.modality]), self.contract)
-            spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
-            self._cache[index] = dict(x=cube.as_tensor().half(), spacing=spacing, subject=row["subject"])
-        sample = dict(self._cache[index])
+        sample = super().__getitem__(index)
         return sample | {"x": sample["x"].float()}

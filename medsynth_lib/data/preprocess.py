@@ -286,12 +286,10 @@ def adjust(x, mask, contrast, brightness):
     return torch.where(mask, (((x - mean) * contrast + mean) * brightness).clip(0, 1), x)
 
 
-class PairedVolumes(Dataset):
-    """The scans of a manifest, prepared by a contract: `prepare`'s tensors plus "subject" and "site".
+class Remembered(Dataset):
+    """The rows of a manifest, each made into a sample by ``make(row)`` when first asked for, then kept in memory.
 
-    Scans are read when first asked for and kept in memory (a float32 scan at the paper's size takes 90 MB with its
-    labels). Give a contract with target None for adaptation, where targets must not be seen.
-    Raises DataError for an empty manifest, and `read_case`'s errors when a scan is read.
+    Raises DataError for an empty manifest.
     """
 
     def __init__(self, frame, contract):
@@ -305,9 +303,7 @@ class PairedVolumes(Dataset):
 
     def __getitem__(self, index):
         if index not in self._cache:
-            row = self.frame.iloc[index]
-            sample = prepare(read_case(row, self.contract.modalities), self.contract)
-            self._cache[index] = sample | {"subject": row["subject"], "site": row["site"]}
+            self._cache[index] = self.make(self.frame.iloc[index])
         return dict(self._cache[index])
 
     def preload(self, threads=2):
@@ -315,3 +311,15 @@ class PairedVolumes(Dataset):
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self.__getitem__, range(len(self))))
         return self
+
+
+class PairedVolumes(Remembered):
+    """The scans of a manifest, prepared by a contract: `prepare`'s tensors plus "subject" and "site".
+
+    A float32 scan at the paper's size takes 90 MB with its labels. Give a contract with target None for adaptation, where
+    targets must not be seen. Raises `read_case`'s errors when a scan is read.
+    """
+
+    def make(self, row):
+        sample = prepare(read_case(row, self.contract.modalities), self.contract)
+        return sample | {"subject": row["subject"], "site": row["site"]}

@@ -4,7 +4,8 @@ The paper takes a pre-trained nnU-Net; here a small SegResNet (Myronenko 2018, M
 """
 
 import torch
-from monai.losses import DiceCELoss
+import torch.nn.functional as F
+from monai.losses import DiceLoss
 from monai.networks.nets import SegResNet
 
 from medsynth_lib.data.preprocess import augment
@@ -23,16 +24,22 @@ def regions(seg):
 
 
 class Segmenter:
-    """SegResNet with ``width`` filters, four inputs and three sigmoid outputs (WT, TC, ET); Dice and cross-entropy loss."""
+    """SegResNet with ``width`` filters, four inputs and three sigmoid outputs (WT, TC, ET); halved twice."""
 
     reads = ("x", "mask", "seg")
 
     def __init__(self, recipe):
         self.recipe = recipe
-        network = SegResNet(init_filters=recipe["width"], in_channels=len(INPUTS), out_channels=len(REGIONS))
+        network = SegResNet(
+            init_filters=recipe["width"],
+            in_channels=len(INPUTS),
+            out_channels=len(REGIONS),
+            blocks_down=(1, 1, 1),
+            blocks_up=(1, 1),
+        )
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
-        self.loss = DiceCELoss(sigmoid=True)
+        self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0)
 
     def learning_rate(self, step, steps):
         return linear_decay(self.recipe, step, steps)
@@ -44,8 +51,13 @@ class Segmenter:
         ]
         return {k: torch.stack([s[k] for s in samples]) for k in self.reads}
 
+    def loss(self, batch):
+        """Dice plus binary cross-entropy: the regions overlap, so each is a question of its own and not one of three classes."""
+        logits, truth = self.networks["segmenter"](batch["x"]), regions(batch["seg"])
+        return self.dice(logits, truth) + F.binary_cross_entropy_with_logits(logits, truth)
+
     def step(self, batch):
-        loss = self.loss(self.networks["segmenter"](batch["x"]), regions(batch["seg"]))
+        loss = self.loss(batch)
         self.optimisers["segmenter"].zero_grad(set_to_none=True)
         self.backward(loss)
         self.optimisers["segmenter"].step()
@@ -55,4 +67,4 @@ class Segmenter:
         loss.backward()
 
     def validate(self, batch):
-        return {"loss": self.loss(self.networks["segmenter"](batch["x"]), regions(batch["seg"]))}
+        return {"loss": self.loss(batch)}
