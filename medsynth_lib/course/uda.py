@@ -119,9 +119,9 @@ class Study:
         self.fit(algorithm, data, SourceAndTarget(self.tune, self.adapt, limit=1), recipe["steps"])
         return self.predictor(algorithm.networks["generator"])
 
-    def finetuned(self, pairs, steps=None):
+    def finetuned(self, pairs):
         """Predictor of the base model after supervised training on pairs (list of samples), same steps and rates."""
-        recipe = self.adaptation_recipe(steps=steps or self.settings.adapt_steps)
+        recipe = self.adaptation_recipe()
         algorithm = Adaptation(recipe, copy.deepcopy(self.base).train())
         algorithm.reads = ("x", "y", "mask")
         self.fit(algorithm, pairs, self.tune, recipe["steps"])

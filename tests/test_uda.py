@@ -1,0 +1,99 @@
+"""The adaptation study: re-simulation, physics and style transfers on a tiny pair of simulated sites, and what evaluation reads."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from medsynth_lib.course import uda
+from medsynth_lib.course.data import lesson_contract, lesson_manifest
+from medsynth_lib.course.profiles import load_settings
+from medsynth_lib.data import appearance, protocol
+from medsynth_lib.data.scanner import SITES
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSYNTH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MEDSYNTH_HEADLESS", "1")
+        settings = load_settings("04", "quick", {"steps": 2, "adapt_steps": 2, "sites": ["A", "B"]})
+        lesson = SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="04")
+        frame = lesson_manifest(lesson)
+        yield uda.Study(frame, lesson_contract(lesson, frame), settings, "SIMA", "SIMB")
+
+
+def test_subjects_scanned_again_are_those_of_the_manifest(study):
+    """Without any cause, the simulation repeats what was written to NIfTI (int16 rounding apart); with all, the target."""
+    for causes, side in (((), 1), (("contrast", "resolution", "noise", "coil field", "gain"), 0)):
+        again = study.rescanned(*causes)
+        for new, sample in zip(again, (t[side] for t in study.test), strict=True):
+            both = new["mask"] & sample["mask"]
+            error = (new["y"] - sample["y"])[both].abs()
+            if causes:  # another site's name draws other noise
+                assert error.mean() < 0.05
+            else:
+                assert (new["mask"] == sample["mask"]).float().mean() > 0.999 and error.max() < 0.01
+
+
+def test_one_cause_moves_t1_less_than_all(study):
+    home = study.rescanned()
+
+    def distance(*causes):
+        pairs = zip(study.rescanned(*causes), home, strict=True)
+        return np.mean([float((a["y"] - b["y"])[a["mask"]].abs().mean()) for a, b in pairs])
+
+    assert 0 < distance("noise") < distance("contrast") <= distance("contrast", "noise", "coil field") + 0.01
+
+
+def test_mapped_t1_comes_nearer_to_the_true_target_t1(study):
+    """With the simulator's own relaxation values as literature: mean absolute error in the brain of the same subjects."""
+    curve = study.curve(fit=False)
+    raw = [v[0] for v in study.scanner_units("SIMA", "test", ("t1",))]
+    before, after = [], []
+    for t1, (target, source, _) in zip(raw, study.test, strict=True):
+        both = target["mask"] & source["mask"]
+        mapped = uda.normalise(torch.from_numpy(protocol.map_t1(t1, curve))[None], "percentile")
+        before.append(float((source["y"] - target["y"])[both].abs().mean()))
+        after.append(float((mapped - target["y"])[both].abs().mean()))
+    assert np.mean(after) < 0.8 * np.mean(before)
+
+
+def test_between_equal_protocols_nothing_is_mapped(study):
+    same = protocol.protocol_curve(SITES["A"], SITES["A"], protocol.literature(), protocol.literature())
+    assert torch.allclose(study.mapped_t1(same), study.source_t1, atol=1e-4)
+    x, y = study.output_curve(same)
+    assert np.allclose(x, y, atol=1e-6)
+
+
+def test_target_style_has_the_targets_histogram_and_keeps_t1(study):
+    styled = study.target_style
+    found = appearance.quantiles([s["x"] for s in styled], [s["mask"] for s in styled])
+    assert np.allclose(found, study.input_quantiles[1], atol=0.02)
+    assert not np.allclose(found, study.input_quantiles[0], atol=0.02)
+    assert all(torch.equal(a["y"], b["y"]) for a, b in zip(styled, study.train, strict=True))
+
+
+def test_predictors_never_see_the_targets_t1_or_labels(study):
+    """`evaluate` hides them; a perfect predictor of the source's T1 scores endlessly high against Y_s alone."""
+    seen = []
+    truth = {id(t["x"]): s["y"] for t, s, _ in study.test}
+
+    def make(sample):
+        seen.append(set(sample))
+        return truth[id(sample["x"])]
+
+    table = study.evaluate(make)
+    assert all(keys.isdisjoint({"y", "seg"}) for keys in seen) and len(table) == len(study.test)
+    assert np.isinf(table["psnr_s"].astype(float)).all() and np.isfinite(table["psnr_t"].astype(float)).all()
+    assert {"dice", "wt_ratio", "lesion_contrast", "tumour_psnr_t", "scale_free_psnr_s"} <= set(table)
+
+
+def test_every_row_starts_from_the_same_model_and_leaves_it_alone(study):
+    before = {k: v.clone() for k, v in study.base.state_dict().items()}
+    study.adapted()
+    assert study.steps_done == 2
+    study.finetuned([study.adapt_pairs[0]])
+    assert all(torch.equal(v, before[k]) for k, v in study.base.state_dict().items())
+    assert study.adapt.contract.target is None and "y" not in study.adapt[0]
