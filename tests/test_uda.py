@@ -1,4 +1,4 @@
-"""The adaptation study: re-simulation, physics and style transfers on a tiny pair of simulated sites, and what evaluation reads."""
+"""The adaptation study on a tiny pair of simulated sites: scanning again, physics, style, and what evaluation reads."""
 
 from types import SimpleNamespace
 

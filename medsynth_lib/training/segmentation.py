@@ -11,7 +11,7 @@ from monai.networks.nets import SegResNet
 from medsynth_lib.data.preprocess import augment
 from medsynth_lib.training.loop import linear_decay
 
-VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("width", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial", "intensity",
                "steps", "batch_size", "validate_every")  # fmt: skip
 INPUTS = ("t1ce", "t2", "flair", "t1")
