@@ -14,8 +14,9 @@ REQUIRED |= {"preparation", "roles"}
 OPTIONAL = {"unpacked_gb", "files", "steps"}
 FILE_KEYS = {"url", "name", "into", "bytes", "md5", "hash_source"}
 HOW = ("direct", "client", "registration")
-# Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both.
-ROLES_OF = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",), "04": ("pairs",)}
+# Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both; 04 compares on
+# subjects scanned twice, which are simulated.
+ROLES_OF = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",)}
 ROLES_OF |= {lesson: ("volumes",) for lesson in ("05", "06", "07", "08")}
 
 
@@ -94,5 +95,5 @@ def use(name, lesson):
 
 def matrix():
     """Data set x lesson: what each uses as input and target, or why not."""
-    columns = {"01": "01", "02": "02 to 04", "05": "05 to 08"}  # lessons of equal needs share a column
+    columns = {"01": "01", "02": "02 and 03", "05": "05 to 08"}  # lessons of equal needs share a column
     return pd.DataFrame({title: {name: use(name, lesson) for name in load()} for lesson, title in columns.items()})

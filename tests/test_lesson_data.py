@@ -69,6 +69,14 @@ def test_splits_are_per_subject_and_repeatable():
     }  # fmt: skip
 
 
+def test_sites_that_are_not_compared_may_be_small():
+    """A brain for HA-GAN may come from a site with one subject; a pair of sites may not."""
+    frame = pd.DataFrame([dict(subject=f"{i}", site="A" if i else "B", split="") for i in range(8)])
+    assert split_sites(frame, 0, pooled=True)["split"].value_counts().to_dict() == {"train": 5, "test": 2, "tune": 1}
+    with pytest.raises(DataError, match="site B has 1 subject"):
+        split_sites(frame, 0)
+
+
 def test_too_few_subjects_or_sites_are_named():
     frame = pd.DataFrame([dict(subject=f"{i}", site="A", split="") for i in range(2)])
     with pytest.raises(DataError, match="site A has 2 subject"):

@@ -14,6 +14,7 @@ from medsynth_lib.models.svae import VAE, Decoder, Encoder, widths
 from medsynth_lib.training.svae import (
     SliceVAE,
     choose,
+    deform,
     gaussian_kl,
     printed_kl,
     slices_to_volume,
@@ -235,3 +236,17 @@ def test_distances_tell_equal_from_different_and_shuffled_from_whole():
         < sliced_wasserstein(balls, balls * 0.9)
         < sliced_wasserstein(balls, balls * 0.5)
     )
+
+
+def test_a_deformed_head_is_another_one_of_the_same_brightness():
+    """Its voxels move, its histogram hardly; the same generator repeats it; blank slices stay blank and 0 stays 0."""
+    x = torch.zeros(2, 1, 24, 24, 6)
+    x[:, :, 6:18, 6:18, 1:5] = 0.8
+    one, again, other = (deform(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == x.shape
+    assert not torch.equal(one[0], one[1]) and 0 <= one.min() and one.max() <= 1
+    assert not one[..., [0, 5]].any() and one[..., 2].any()
+    inside = one[:, :, 9:15, 9:15, 1:5]
+    assert torch.allclose(inside, torch.full_like(inside, 0.8), atol=0.01)
+    share = one.gt(0.4).float().mean() / x.gt(0.4).float().mean()
+    assert 0.75 < share < 1.33 and (one - x).abs().max() > 0.2

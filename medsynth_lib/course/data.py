@@ -50,7 +50,7 @@ def lesson_volumes(lesson, modality, required=True):
     s = lesson.settings
     frame = real_scans(lesson, "volumes", required, modality)
     if frame is not None:
-        return with_split(complete(frame, (modality,)), lesson.seed)
+        return with_split(complete(frame, (modality,)), lesson.seed, pooled=True)
     options = dict(jobs=torch.get_num_threads(), progress=not headless())
     if modality == "ct":
         return simulated_thoraxes(s.volume_counts, (s.volume_size,) * 3, **options)
@@ -109,10 +109,10 @@ def complete(frame, modalities):
     return kept
 
 
-def with_split(frame, seed):
+def with_split(frame, seed, pooled=False):
     """``frame`` with its saved split, or one by `split_sites`; checked for leaks."""
     if (frame["split"] == "").all():
-        frame = split_sites(frame, seed)
+        frame = split_sites(frame, seed, pooled)
     check_leaks(frame)
     return frame
 
@@ -126,14 +126,17 @@ def kind_of(frame):
     )
 
 
-def split_sites(frame, seed):
+def split_sites(frame, seed, pooled=False):
     """Fill ``split`` at random, per subject within each site: a quarter test, a tenth tune, the rest train, at least one each.
 
-    Subjects scanned at several sites form a group of their own, so that all their scans get one split.
+    Subjects scanned at several sites form a group of their own, so that all their scans get one split. ``pooled`` takes all
+    sites as one group, for lessons that do not compare sites.
     Raises DataError for a group with fewer than three subjects.
     """
     frame = frame.copy()
     where = frame.groupby("subject")["site"].agg(lambda sites: "+".join(sorted(set(sites))))
+    if pooled:
+        where[:] = "+".join(sorted(set(frame["site"])))
     role = {}
     for number, (sites, members) in enumerate(sorted(where.groupby(where).groups.items())):
         subjects = np.random.default_rng([seed, number]).permutation(sorted(members))

@@ -35,12 +35,13 @@ class Study:
     """Data, trained models and settings of one direction, e.g. SIMA to SIMB, and one training seed.
 
     ``frame``: manifest with both sites. ``contract``: of inputs and T1. ``settings``: a Settings of notebook 04.
-    Everything expensive is made on first use and kept.
+    ``scanners``: site -> Site (None: the simulated ones). Everything expensive is made on first use and kept.
     """
 
-    def __init__(self, frame, contract, settings, source, target, seed=0):
+    def __init__(self, frame, contract, settings, source, target, seed=0, scanners=None):
         self.frame, self.contract, self.settings = frame, contract, settings
         self.source, self.target, self.seed = source, target, seed
+        self.scanners = scanners or {f"SIM{name}": site for name, site in SITES.items()}
         self.steps_done = 0  # of the last adaptation
 
     def volumes(self, site, split, **changes):
@@ -74,12 +75,16 @@ class Study:
         return self.backbone(self.source, intensity=0.0)
 
     def backbone(self, site, intensity):
-        """A trained pix2pix generator of a site."""
+        """The generator of a site's trained pix2pix."""
+        return self.trained(site, intensity).networks["generator"]
+
+    def trained(self, site, intensity=0.0):
+        """A site's trained pix2pix; ``intensity``: probability of the contrast and brightness augmentation."""
         recipe = dict(
             algorithm="pix2pix", **{k: getattr(self.settings, k) for k in pix2pix.RECIPE_KEYS}, seed=self.seed
         )
         train, tune = self.volumes(site, "train"), self.volumes(site, "tune")
-        return train_or_load(f"pix2pix-{site}", recipe | {"intensity": intensity}, train, tune).networks["generator"]
+        return train_or_load(f"pix2pix-{site}", recipe | {"intensity": intensity}, train, tune)
 
     def vae(self, **changes):
         """A trained slice-VAE of the source T1 (encoder and recipe); one seed for all studies."""
@@ -153,7 +158,7 @@ class Study:
     @cached_property
     def target_style(self):
         """Source training samples with inputs in the target's style: slice thickness, noise, histogram; T1 unchanged."""
-        thickness = [SITES[s.removeprefix("SIM")].fwhm["t2"][2] for s in (self.source, self.target)]
+        thickness = [self.scanners[s].fwhm["t2"][2] for s in (self.source, self.target)]
         spacing, rng = self.contract.spacing[2], np.random.default_rng(self.seed)
         blurred = [appearance.thicker_slices(s["x"], s["mask"], *thickness, spacing) for s in self.train]
         own = np.mean([appearance.noise_level(x, s["mask"]) for x, s in zip(blurred, self.train, strict=True)], 0)
@@ -188,7 +193,7 @@ class Study:
             (self.source, "train", ("t1", "t2", "flair")),
             (self.target, "adapt", ("t2", "flair")),
         ):
-            scanner = SITES[site.removeprefix("SIM")]
+            scanner = self.scanners[site]
             found = protocol.measured_levels(self.scanner_units(site, split, modalities, limit=16))
             out += [(scanner.sequences[m], scanner.field, v) for m, v in zip(modalities, found, strict=True)]
         return out
@@ -198,7 +203,7 @@ class Study:
         relaxation = relaxation or protocol.literature()
         if fit:
             relaxation = protocol.fitted_relaxation(relaxation, self.observations)
-        source, target = (SITES[s.removeprefix("SIM")] for s in (self.source, self.target))
+        source, target = (self.scanners[s] for s in (self.source, self.target))
         return protocol.protocol_curve(source, target, relaxation, relaxation)
 
     def mapped_t1(self, curve):
@@ -233,7 +238,7 @@ class Study:
 
         Causes as in `scanner.CAUSES`; none gives the source itself. Samples of "x", "y" and "mask", in the manifest's order.
         """
-        site = mixed_site(*(SITES[s.removeprefix("SIM")] for s in (self.source, self.target)), *causes)
+        site = mixed_site(*(self.scanners[s] for s in (self.source, self.target)), *causes)
         rows = self.frame[(self.frame["site"] == self.source) & (self.frame["split"] == split)]
         return [self._scanned(int(seed), site) for seed in rows["subject"]]
 

@@ -141,3 +141,9 @@ class Adaptation:
 def norm(gradient):
     """Euclidean norm of a list of tensors."""
     return torch.stack([g.norm() for g in gradient]).norm()
+
+
+if __name__ == "__main__":
+    from medsynth_lib.course.use import main  # the course knows models, data and scanners; this module does not
+
+    raise SystemExit(main())

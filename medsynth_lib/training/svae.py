@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from medsynth_lib.models.svae import VAE
 from medsynth_lib.training.loop import linear_decay
 
-VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("size", "dims", "plane", "slices", "norm", "width", "loss", "kl_weight", "learning_rate", "constant_until",
                "decay_until", "final_learning_rate", "steps", "batch_size", "validate_every")  # fmt: skip
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of (x, y, z) in RAS order
@@ -35,6 +35,23 @@ def volume_to_slices(cube, plane="axial"):
 def slices_to_volume(slices, plane="axial"):
     """The inverse of `volume_to_slices`."""
     return slices.squeeze(1).movedim(0, AXES[plane])
+
+
+def deform(volumes, generator):
+    """Another head made of each one (b, 1, x, y, z): its axial slices scaled, sheared, turned, shifted and bent a little.
+
+    A slice-VAE that sees 64 heads as they are learns them by heart: held out, its squared error was half as large again as in
+    training. The bend varies from slice to slice, smoothly. Cubic interpolation, which blurs little; zero outside.
+    """
+    b, n = len(volumes), volumes.shape[-1]
+    linear = torch.eye(2) + 0.05 * torch.randn(b, 2, 2, generator=generator)
+    shift = 0.03 * torch.randn(b, 2, 1, generator=generator)  # of half the field of view
+    bend = F.interpolate(0.025 * torch.randn(b, 2, 5, 5, 5, generator=generator), volumes.shape[-3:], mode="trilinear")
+    slices = volumes.movedim(-1, 1).flatten(0, 1)
+    affine = torch.cat([linear, shift], 2).repeat_interleave(n, 0)
+    grid = F.affine_grid(affine, list(slices.shape), align_corners=False) + bend.permute(0, 4, 2, 3, 1).flatten(0, 1)
+    bent = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clip(0, 1)
+    return bent.unflatten(0, (b, n)).movedim(1, -1)
 
 
 def choose(slices, which):
@@ -106,11 +123,10 @@ class SliceVAE:
         return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
-        """Cubes of a batch, each flipped from left to right with probability 1/2: heads are nearly symmetric."""
+        """T1 of a batch, each flipped from left to right with probability 1/2 (heads are nearly symmetric) and deformed."""
         flips = torch.rand(len(batch["y"]), generator=generator) < 0.5
-        return {
-            k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flips, strict=True)]) for k in self.reads
-        }
+        flipped = torch.stack([v.flip(1) if f else v for v, f in zip(batch["y"], flips, strict=True)])
+        return {"y": deform(flipped, generator)}
 
     def step(self, batch):
         """One optimisation step on y (b, 1, x, y, z) in [0, 1]; returns loss, squared error and KL, detached."""
@@ -138,4 +154,6 @@ class SliceVAE:
         x, inside = images(batch["y"], self.recipe), images(batch["mask"].float(), self.recipe) > 0
         vae = self.networks["vae"]
         x_hat = vae.decoder(vae.encoder(x)[0])
-        return {"brain_mse": ((x_hat - x).square() * inside).sum() / inside.sum().clip(1)}  # 0 where no brain is visible
+        return {
+            "brain_mse": ((x_hat - x).square() * inside).sum() / inside.sum().clip(1)
+        }  # 0 where no brain is visible
