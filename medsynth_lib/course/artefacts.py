@@ -21,14 +21,16 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 from medsynth_lib.course.profiles import notebooks_folder
+from medsynth_lib.data.cubes import CubeContract
 from medsynth_lib.data.preprocess import Contract
 from medsynth_lib.files import atomic, cache_folder
-from medsynth_lib.training import loop, pix2pix, segmentation, svae
+from medsynth_lib.training import hagan, loop, pix2pix, segmentation, svae
 
 ALGORITHMS = {
     "pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION),
     "svae": (svae.SliceVAE, svae.VERSION),
     "segmentation": (segmentation.Segmenter, segmentation.VERSION),
+    "hagan": (hagan.HAGAN, hagan.VERSION),
 }
 
 
@@ -38,7 +40,7 @@ class Trained:
 
     networks: dict
     recipe: dict
-    contract: Contract
+    contract: Contract | CubeContract
     history: pd.DataFrame
     environment: dict
     folder: Path
@@ -56,7 +58,7 @@ def train_or_load(name, recipe, train, tune, fabric=None):
         name: readable start of the folder's name, e.g. "pix2pix-SIMA".
         recipe: plain dictionary with ``algorithm``, ``steps``, ``batch_size``, ``validate_every``, ``seed`` and what the
             algorithm reads; everything in it is part of the key.
-        train, tune: PairedVolumes of one contract.
+        train, tune: PairedVolumes, or Cubes, of one contract.
 
     An interrupted training goes on from its checkpoint at the next call. Raises ValueError for a damaged artefact, naming
     the folder to delete.
@@ -137,7 +139,7 @@ def load(folder, origin, device="cpu"):
         return Trained(
             algorithm.networks,
             recipe,
-            Contract.load(folder / "contract.yaml"),
+            (CubeContract if recipe["algorithm"] == "hagan" else Contract).load(folder / "contract.yaml"),
             pd.read_csv(folder / "history.csv"),
             json.loads((folder / "environment.json").read_text(encoding="utf-8")),
             folder,

@@ -4,7 +4,8 @@ Chest CT is cut to an intensity window in Hounsfield units; brain T1 must come s
 brightest tissue. A `CubeContract` states the preparation and travels with the trained weights, as `Contract` does.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from monai.transforms import Orientation, Resize, SpatialCrop
 
 from medsynth_lib.data.fields import gaussian_blur
 from medsynth_lib.data.nifti import read_volume
-from medsynth_lib.data.preprocess import Remembered
+from medsynth_lib.data.preprocess import Remembered, SavedContract
 from medsynth_lib.files import DataError
 
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
@@ -21,7 +22,7 @@ LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an ima
 
 
 @dataclass(frozen=True)
-class CubeContract:
+class CubeContract(SavedContract):
     """The preparation of single volumes: ``modality`` "ct" or "t1", ``size`` N of the cube, and how values are scaled.
 
     ``window`` (CT) is in HU; ``percentile`` (T1) of the brain becomes 1. Raises DataError for another modality.
@@ -33,18 +34,17 @@ class CubeContract:
     window: tuple = WINDOW
     percentile: float = 99.5
 
+    FIELD_TYPES: ClassVar = dict(modality=str, size=int, orientation=str, percentile=float)
+
     def __post_init__(self):
         if self.modality not in ("ct", "t1"):
             raise DataError(f"CubeContract: modality '{self.modality}' is unknown; use 'ct' or 't1'.")
         object.__setattr__(self, "window", tuple(self.window))  # YAML gives a list
 
-    def require(self, other):
-        """Raise DataError, naming each differing field with both values, unless the contracts are the same."""
-        mine, theirs = asdict(self), asdict(other)
-        differing = [f"{f.name}: {mine[f.name]!r} against {theirs[f.name]!r}" for f in fields(self)]
-        differing = [text for f, text in zip(fields(self), differing, strict=True) if mine[f.name] != theirs[f.name]]
-        if differing:
-            raise DataError(f"preparations differ in {'; '.join(differing)}; prepare the data as the model's was.")
+    @property
+    def modalities(self):
+        """The one modality, as a `Contract` lists its own."""
+        return (self.modality,)
 
 
 def prepare_cube(volume, contract):

@@ -7,6 +7,7 @@ Volumes are (channel, x, y, z) in RAS order: the paper's crop (155, 240, 240) ->
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,44 +23,10 @@ NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
 NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 
 
-@dataclass(frozen=True)
-class Contract:
-    """The preprocessing contract: what a model's inputs went through, saved beside its weights.
+class SavedContract:
+    """What the contracts of both papers share: they are saved beside a model's weights, read back, and compared."""
 
-    `spacing` is in mm and `size` in voxels, both (x, y, z) after orientation; `percentiles` are those of method
-    "percentile"; `landmarks` (method "nyul") maps a modality to its standard scale from `nyul_landmarks`.
-    `target` None reads inputs only, as adaptation must. Raises DataError for an unknown or incomplete method.
-    """
-
-    inputs: tuple = ("flair", "t2")
-    target: str | None = "t1"
-    orientation: str = "RAS"
-    spacing: tuple = (1.0, 1.0, 1.0)
-    size: tuple = (192, 192, 144)
-    normalisation: str = "percentile"
-    percentiles: tuple = (0.5, 99.5)
-    mask: str = "nonzero in all input modalities"
-    landmarks: dict | None = None
-
-    def __post_init__(self):
-        for field in fields(self):  # a profile's YAML gives lists: they must compare equal to the tuples here
-            if isinstance(value := getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(value))
-        if self.normalisation not in NORMALISATIONS:
-            raise DataError(f"Contract: normalisation '{self.normalisation}' is unknown; use one of {NORMALISATIONS}.")
-        missing = set(self.modalities) - set(self.landmarks or {})
-        if self.normalisation == "nyul" and missing:
-            raise DataError(f"Contract: nyul has no landmarks for {sorted(missing)}; compute them with nyul_landmarks.")
-
-    @property
-    def modalities(self):
-        """The modalities to read, inputs first."""
-        return (*self.inputs, self.target) if self.target else tuple(self.inputs)
-
-    @classmethod
-    def for_paper(cls):
-        """The paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192 x 192 x 144, min-max."""
-        return cls(normalisation="minmax")
+    FIELD_TYPES: ClassVar = {}  # of those that are not lists
 
     def save(self, path):
         """Write the contract as YAML, atomically."""
@@ -80,11 +47,8 @@ class Contract:
         if not isinstance(plain, dict) or set(plain) != names:
             given = sorted(plain) if isinstance(plain, dict) else plain
             raise DataError(f"{path}: fields {given} are not {sorted(names)}; save the contract again.")
-        kinds = dict(
-            target=(str, type(None)), landmarks=(dict, type(None)), orientation=str, normalisation=str, mask=str
-        )
-        for name, value in plain.items():  # the other fields are lists
-            if not isinstance(value, kinds.get(name, list)):
+        for name, value in plain.items():
+            if not isinstance(value, cls.FIELD_TYPES.get(name, list)):
                 raise DataError(f"{path}: {name} is {value!r}, of the wrong type; save the contract again.")
         return cls(**plain)
 
@@ -101,6 +65,50 @@ class Contract:
                 f"preprocessing contracts differ in {'; '.join(differences)}; prepare the data with the "
                 "contract that was saved with the model."
             )
+
+
+@dataclass(frozen=True)
+class Contract(SavedContract):
+    """The preprocessing contract: what a model's inputs went through, saved beside its weights.
+
+    `spacing` is in mm and `size` in voxels, both (x, y, z) after orientation; `percentiles` are those of method
+    "percentile"; `landmarks` (method "nyul") maps a modality to its standard scale from `nyul_landmarks`.
+    `target` None reads inputs only, as adaptation must. Raises DataError for an unknown or incomplete method.
+    """
+
+    inputs: tuple = ("flair", "t2")
+    target: str | None = "t1"
+    orientation: str = "RAS"
+    spacing: tuple = (1.0, 1.0, 1.0)
+    size: tuple = (192, 192, 144)
+    normalisation: str = "percentile"
+    percentiles: tuple = (0.5, 99.5)
+    mask: str = "nonzero in all input modalities"
+    landmarks: dict | None = None
+
+    FIELD_TYPES: ClassVar = dict(
+        target=(str, type(None)), landmarks=(dict, type(None)), orientation=str, normalisation=str, mask=str
+    )
+
+    def __post_init__(self):
+        for field in fields(self):  # a profile's YAML gives lists: they must compare equal to the tuples here
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+        if self.normalisation not in NORMALISATIONS:
+            raise DataError(f"Contract: normalisation '{self.normalisation}' is unknown; use one of {NORMALISATIONS}.")
+        missing = set(self.modalities) - set(self.landmarks or {})
+        if self.normalisation == "nyul" and missing:
+            raise DataError(f"Contract: nyul has no landmarks for {sorted(missing)}; compute them with nyul_landmarks.")
+
+    @property
+    def modalities(self):
+        """The modalities to read, inputs first."""
+        return (*self.inputs, self.target) if self.target else tuple(self.inputs)
+
+    @classmethod
+    def for_paper(cls):
+        """The paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192 x 192 x 144, min-max."""
+        return cls(normalisation="minmax")
 
 
 def geometry(contract, keys):

@@ -44,7 +44,8 @@ def fit(
     """Train until ``steps`` steps are done, resuming from ``folder`` where an earlier run stopped; return the history.
 
     Args:
-        algorithm: has ``networks`` and ``optimisers`` (dictionaries), ``reads`` (the keys it uses of a sample),
+        algorithm: has ``networks`` and ``optimisers`` (dictionaries; a group's "rate" multiplies the learning rate), ``reads``
+            (the keys it uses of a sample),
             ``prepare(batch, generator)``, ``step(batch)`` and ``validate(batch)``, which return a dictionary of scalar
             tensors, and ``learning_rate(step, steps)``.
         train, tune: data sets of dictionaries; ``tune`` is only measured on.
@@ -95,7 +96,7 @@ def train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fab
     batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
     for optimiser in algorithm.optimisers.values():
         for group in optimiser.param_groups:
-            group["lr"] = algorithm.learning_rate(step, steps)
+            group["lr"] = algorithm.learning_rate(step, steps) * group.get("rate", 1.0)
     return algorithm.step(batch)
 
 
@@ -113,7 +114,10 @@ def setup(algorithm, fabric, folder):
     """Hand networks and optimisers to Fabric and load the last checkpoint; return rank, processes, history and step."""
     if fabric is not None:
         for name, network in algorithm.networks.items():
-            algorithm.networks[name], algorithm.optimisers[name] = fabric.setup(network, algorithm.optimisers[name])
+            if name in algorithm.optimisers:
+                algorithm.networks[name], algorithm.optimisers[name] = fabric.setup(network, algorithm.optimisers[name])
+            else:  # a running mean of another network's weights
+                fabric.to_device(network)
         algorithm.backward = fabric.backward
     rows, start, path = [], 0, folder / "checkpoint.safetensors"
     if path.exists():

@@ -1,0 +1,265 @@
+"""HA-GAN: alternating updates of generator, discriminators and encoders on a sub-volume and a small whole (section II).
+
+Equations are those of Sun et al. Names are those of its Table I; S is the size of a volume, r where a sub-volume starts.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from medsynth_lib.models.hagan import networks, require_size
+from medsynth_lib.models.hagan_lean import make_lean
+from medsynth_lib.training.loop import linear_decay
+
+VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "average", "lean",
+               "learning_rate", "constant_until", "decay_until", "final_learning_rate", "steps", "batch_size",
+               "validate_every")  # fmt: skip
+LAMBDA = 5.0  # lambda_1 and lambda_2 of equation (8)
+LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
+GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
+
+
+def select_high(x, r, depth):
+    """S^H(X; r): slices r to r + depth of (b, 1, S, S, S), along the first axis."""
+    return x[:, :, r : r + depth]
+
+
+def select_low(a, r, depth):
+    """S^L(A; r): the same part of features at a quarter of the size."""
+    return a[:, :, r // 4 : r // 4 + depth // 4]
+
+
+def low_resolution(x):
+    """X^L: every fourth voxel (nearest neighbour), as the public implementation takes it."""
+    return F.interpolate(x, scale_factor=0.25)
+
+
+def draw_start(size, depth, rule):
+    """r, one for a batch: "aligned", a multiple of 4, so that both selectors cut the same slices; "any", as the public code
+    draws it (up to three voxels apart); "partition", one of the non-overlapping sub-volumes (deterministic r, Table IV).
+    """
+    step = {"aligned": 4, "any": 1, "partition": depth}[rule]
+    return step * int(torch.randint((size - depth) // step + 1, ()))
+
+
+def bce(logits, real):
+    """-log D(x) of real volumes, -log(1 - D(x)) of fake ones, as a mean over the batch: the terms of equations (4) and (5)."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+
+class HAGAN:
+    r"""Hierarchical amortised GAN: equation (8), minimised by alternating steps of D, G, E^H and E^G.
+
+    ``recipe`` keys:
+        size, latent, c, fraction, classes: as in `networks`.
+        loss: "paper", $L^H_{GAN} + L^L_{GAN}$ and lambda = 5; or "public", where the two discriminators' logits are averaged
+            before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
+        start: rule of `draw_start`.
+        low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
+        average: decay of the generator's running mean, which samples are drawn from.
+        lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
+    Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
+    """
+
+    def __init__(self, recipe):
+        for key, allowed in (("loss", ("paper", "public")), ("start", ("aligned", "any", "partition"))):
+            if recipe[key] not in allowed:
+                raise ValueError(f"{key} {recipe[key]!r} is unknown; use one of {allowed}")
+        self.recipe, self.size, self.classes = recipe, recipe["size"], recipe["classes"]
+        require_size(self.size, recipe["fraction"])
+        self.depth = int(self.size * recipe["fraction"])
+        self.reads = ("x", "label") if self.classes else ("x",)
+        self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes)
+        absent = (() if recipe["low_branch"] else ("G^L", "D^L")) + (() if recipe["encoder"] else ENCODER)
+        for name in absent:
+            del self.networks[name]
+        self.optimisers = {name: self.optimiser(name) for name in self.networks}
+        for name in GENERATOR:
+            if name in self.networks:
+                self.networks[f"mean {name}"] = copy.deepcopy(self.networks[name]).requires_grad_(False)
+        if recipe["lean"]:
+            for name in self.optimisers:
+                make_lean(self.networks[name])
+
+    def optimiser(self, name):
+        """Adam with beta_1 = 0; discriminators learn four times as fast (section II-E)."""
+        groups = [{"params": list(self.networks[name].parameters()), "rate": 4.0 if name.startswith("D") else 1.0}]
+        return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(0.0, 0.999))
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        return batch
+
+    def backward(self, loss):
+        loss.backward()
+
+    # -- one iteration ---------------------------------------------------------------------------------------------------
+
+    def step(self, batch):
+        """One update of D, G, E^H and E^G on real volumes; returns their losses, detached."""
+        x, label = batch["x"], batch.get("label")
+        r = draw_start(self.size, self.depth, self.recipe["start"])
+        real = select_high(x, r, self.depth), low_resolution(x)
+        losses = {"d": self.update(("D^H", "D^L"), lambda: self.discriminator_loss(real, r, label))}
+        losses["g"] = self.update(GENERATOR, lambda: self.generator_loss(len(x), r, label))
+        self.average()
+        if self.recipe["encoder"]:
+            losses["e_high"] = self.update(("E^H",), lambda: self.high_loss(real[0]))
+            losses["e_ground"] = self.update(("E^G",), lambda: self.ground_loss(x, real, r, label))
+        return losses
+
+    def update(self, names, loss):
+        """Compute a loss with only these networks in need of gradients, and take their step."""
+        names = [name for name in names if name in self.networks]
+        for name in self.optimisers:
+            self.networks[name].requires_grad_(name in names)
+            self.optimisers[name].zero_grad(set_to_none=True)
+        value = loss()
+        self.backward(value)
+        for name in names:
+            self.optimisers[name].step()
+        return value.detach()
+
+    @torch.no_grad()
+    def average(self):
+        for name in GENERATOR:
+            if name in self.networks:
+                pairs = zip(self.networks[f"mean {name}"].parameters(), self.networks[name].parameters(), strict=True)
+                for mean, new in pairs:
+                    mean.lerp_(new, 1 - self.recipe["average"])
+
+    # -- losses ----------------------------------------------------------------------------------------------------------
+
+    def discriminator_loss(self, real, r, label):
+        """max over D of equations (4) + (5), as a loss."""
+        on_real = self.judge(*real, r)
+        with torch.no_grad():
+            fake = self.generate(self.noise(len(real[0]), label, real[0].device), r)
+        loss = self.adversarial(on_real, True) + self.adversarial(self.judge(*fake, r), False)
+        return loss + self.label_loss(on_real, label) if self.classes else loss
+
+    def generator_loss(self, b, r, label):
+        """min over G of equations (4) + (5), in the non-saturating form -log D(fake)."""
+        device = next(self.networks["G^A"].parameters()).device
+        logits = self.judge(*self.generate(self.noise(b, label, device), r), r)
+        loss = self.adversarial(logits, True)
+        return loss + LABEL_WEIGHT * self.label_loss(logits, label) if self.classes else loss
+
+    def high_loss(self, x_r):
+        """Equation (6): a sub-volume from its own features."""
+        return self.weight() * F.l1_loss(self.networks["G^H"](self.networks["E^H"](x_r)), x_r)
+
+    def ground_loss(self, x, real, r, label):
+        """Equation (7): the sub-volume and the small whole from the code of the whole volume."""
+        with torch.no_grad():  # only E^G learns here
+            features = self.features(x)
+        x_r, x_low = self.generate(self.with_label(self.networks["E^G"](features), label), r)
+        loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)
+        return self.weight() * loss if self.recipe["loss"] == "paper" else loss / 2
+
+    def weight(self):
+        return LAMBDA if self.recipe["loss"] == "paper" else 1.0
+
+    def adversarial(self, logits, real):
+        """Cross-entropy of the pair of logits (D^H, D^L), each (b, 1 + classes); the first column judges real or fake."""
+        scores = [part[:, :1] for part in logits]
+        if self.recipe["loss"] == "public":
+            return bce(sum(scores) / len(scores), real)
+        return sum(bce(score, real) for score in scores)
+
+    def label_loss(self, logits, label):
+        """Auxiliary classifier on the averaged class logits."""
+        return F.cross_entropy(sum(part[:, 1:] for part in logits) / len(logits), label)
+
+    # -- parts -----------------------------------------------------------------------------------------------------------
+
+    def noise(self, b, label, device):
+        return self.with_label(torch.randn(b, self.recipe["latent"], device=device), label)
+
+    def with_label(self, z, label):
+        """Codes with the class as one-hot numbers behind them, where the model is conditional."""
+        return torch.cat([z, F.one_hot(label, self.classes).to(z)], 1) if self.classes else z
+
+    def generate(self, z, r):
+        """Equations (3) and (2): a sub-volume, and the small whole (None without the low branch), from shared features A."""
+        a = self.networks["G^A"](z)
+        low = self.networks["G^L"](a) if self.recipe["low_branch"] else None
+        return self.networks["G^H"](select_low(a, r, self.depth)), low
+
+    def judge(self, x_r, x_low, r):
+        """Logits of D^H, which is told r as a share of its largest value, and of D^L."""
+        high = self.networks["D^H"](x_r, r / (self.size - self.depth))
+        return (high, self.networks["D^L"](x_low)) if self.recipe["low_branch"] else (high,)
+
+    def features(self, x):
+        """A-hat: E^H on every sub-volume of the partition T_v, concatenated."""
+        parts = [self.networks["E^H"](select_high(x, t, self.depth)) for t in range(0, self.size, self.depth)]
+        return torch.cat(parts, 2)
+
+    def validate(self, batch):
+        """On held-out volumes: how sure D^H is of real ones, and the L1 error of their recovery (whole volume)."""
+        x = batch["x"]
+        r = 4 * ((self.size - self.depth) // 8)
+        score = self.judge(select_high(x, r, self.depth), low_resolution(x), r)[0][:, 0].mean()
+        if not self.recipe["encoder"]:
+            return {"d_real": score}
+        z = self.with_label(self.networks["E^G"](self.features(x)), batch.get("label"))
+        return {"d_real": score, "recovery_l1": F.l1_loss(self.networks["G^H"](self.networks["G^A"](z)), x)}
+
+
+# -- inference: no gradients, no selectors -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(common, high, z):
+    """Whole volumes (b, 1, S, S, S) of codes (b, latent [+ classes]): G^H(G^A(z)), section II-B 'Inference'."""
+    return high(common(z))
+
+
+@torch.no_grad()
+def sample_by_slabs(common, high, z, slices=4):
+    """The same to rounding, in bounded memory: G^H on ``slices`` slices of A at a time.
+
+    A group norm needs the whole volume's mean and variance, so the slabs pass twice: once for the statistics, once to use them.
+    A slab takes one more slice of A on either side, which the convolutions look at.
+    """
+    a = F.pad(common(z), (0, 0, 0, 0, 1, 1))  # beyond the volume there are zeros
+    starts = range(0, a.shape[2] - 2, slices)
+    up, conv, group_norm, _ = high.first
+
+    def inner(s):
+        return without_padding(conv, up(a[:, :, s : s + slices + 2]))
+
+    count, total, squares = 0, 0.0, 0.0
+    for s in starts:
+        groups = inner(s)[:, :, 1:-1].unflatten(1, (group_norm.num_groups, -1)).flatten(2).double()
+        count, total, squares = count + groups.shape[2], total + groups.sum(2), squares + groups.square().sum(2)
+    mean = total / count
+    deviation = (squares / count - mean.square() + group_norm.eps).sqrt()
+
+    def outer(s):
+        x = normalised(inner(s), mean, deviation, group_norm).relu()
+        if s == 0:
+            x[:, :, 0] = 0
+        if s + slices >= a.shape[2] - 2:
+            x[:, :, -1] = 0
+        return torch.tanh(without_padding(high.last, high.up(x)[:, :, 1:-1]))
+
+    return torch.cat([outer(s) for s in starts], 2)
+
+
+def without_padding(conv, x):
+    """A 3-tap convolution whose output lacks the first and the last slice of its input."""
+    return F.conv3d(x, conv.weight, conv.bias, padding=(0, 1, 1))
+
+
+def normalised(x, mean, deviation, group_norm):
+    """Group norm with given statistics (b, groups)."""
+    groups = x.unflatten(1, (group_norm.num_groups, -1))
+    mean, deviation = (v.to(x)[..., None, None, None, None] for v in (mean, deviation))
+    weight, bias = (v[:, None, None, None] for v in (group_norm.weight, group_norm.bias))
+    return ((groups - mean) / deviation).flatten(1, 2) * weight + bias

@@ -1,0 +1,265 @@
+"""HA-GAN: parameter counts, shapes at every size and fraction, selectors, losses, who learns in which step, slabs, resume."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from medsynth_lib.models import hagan as models
+from medsynth_lib.models import hagan_lean
+from medsynth_lib.training import hagan
+from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_low
+from medsynth_lib.training.loop import fit
+
+RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
+              encoder=True, average=0.9, lean=False, learning_rate=1e-3, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
+
+
+def algorithm(**changes):
+    torch.manual_seed(0)
+    return HAGAN(RECIPE | changes)
+
+
+def volumes(b=2, size=32, seed=1):
+    return torch.rand(b, 1, size, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def count(networks):
+    with torch.device("meta"):
+        return sum(p.numel() for network in networks().values() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "size, millions", [(32, 74.747780), (64, 78.672324), (128, 79.583972), (256, 79.744884), (512, 86.831036)]
+)
+def test_parameter_counts_are_those_of_table_viii(size, millions):
+    """Table VIII: 74.7, 78.7, 79.6, 79.7 million; at 128 and 256 the public models have exactly these counts."""
+    assert count(lambda: models.networks(size)) == round(millions * 1e6)
+
+
+@pytest.mark.parametrize("fraction", models.FRACTIONS)
+@pytest.mark.parametrize("size", models.SIZES)
+def test_shapes_at_every_size_and_fraction(size, fraction):
+    """On the meta device, which computes shapes alone; one logit a volume whatever the depth of the sub-volume."""
+    with torch.device("meta"):
+        nets = models.networks(size, latent=16, c=4, fraction=fraction)
+        depth = int(size * fraction)
+        a = nets["G^A"](torch.empty(1, 16))
+        assert a.shape == (1, 8, *[size // 4] * 3) and nets["G^L"](a).shape == (1, 1, *[size // 4] * 3)
+        x_r = nets["G^H"](select_low(a, 0, depth))
+        assert x_r.shape == (1, 1, depth, size, size)
+        assert nets["D^H"](x_r, 0.5).shape == nets["D^L"](nets["G^L"](a)).shape == (1, 1)
+        assert nets["E^H"](x_r).shape == (1, 8, depth // 4, size // 4, size // 4) and nets["E^G"](a).shape == (1, 16)
+
+
+def test_other_sizes_and_fractions_are_refused():
+    with pytest.raises(ValueError, match="volume size 96"):
+        models.networks(96)
+    with pytest.raises(ValueError, match="fraction 0.3"):
+        models.networks(64, fraction=0.3)
+    with pytest.raises(ValueError, match="start 'random'"):
+        algorithm(start="random")
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [("aligned", set(range(0, 29, 4))), ("any", set(range(29))), ("partition", set(range(0, 32, 4)))],
+)
+def test_starts_cover_the_volume(rule, expected):
+    torch.manual_seed(0)
+    assert {draw_start(32, 4, rule) for _ in range(600)} == expected
+
+
+def test_aligned_selectors_cut_the_same_slices():
+    """Features that are the nearest-neighbour quarter of a volume: both cuts agree for every aligned r, not for all others."""
+    x = torch.arange(32.0)[None, None, :, None, None].expand(1, 1, 32, 4, 4)
+    a = F.interpolate(x, scale_factor=(0.25, 1, 1))
+    for r in range(0, 29, 4):
+        assert torch.equal(F.interpolate(select_high(x, r, 4), scale_factor=(0.25, 1, 1)), select_low(a, r, 4))
+    assert not torch.equal(F.interpolate(select_high(x, 7, 4), scale_factor=(0.25, 1, 1)), select_low(a, 7, 4))
+
+
+def test_losses_are_equations_4_and_5():
+    logits = torch.tensor([[0.3], [-1.2]]), torch.tensor([[2.0], [0.1]])
+    paper, public = algorithm(loss="paper"), algorithm()
+    d = [v.sigmoid() for v in logits]
+    assert torch.isclose(paper.adversarial(logits, True), sum(-p.log().mean() for p in d))
+    assert torch.isclose(paper.adversarial(logits, False), sum(-(1 - p).log().mean() for p in d))
+    assert torch.isclose(public.adversarial(logits, True), -((logits[0] + logits[1]) / 2).sigmoid().log().mean())
+
+
+def test_reconstruction_losses_are_equations_6_and_7():
+    for form, weights in (("paper", (5, 5)), ("public", (1, 0.5))):
+        model, x = algorithm(loss=form), volumes()
+        nets, r = model.networks, 8
+        x_r, x_low = select_high(x, r, 4), x[:, :, ::4, ::4, ::4]
+        high = (nets["G^H"](nets["E^H"](x_r)) - x_r).abs().mean()
+        assert torch.isclose(model.high_loss(x_r), weights[0] * high)
+        a = nets["G^A"](nets["E^G"](torch.cat([nets["E^H"](part) for part in x.split(4, 2)], 2)))
+        ground = (nets["G^L"](a) - x_low).abs().mean() + (nets["G^H"](select_low(a, r, 4)) - x_r).abs().mean()
+        assert torch.isclose(model.ground_loss(x, (x_r, hagan.low_resolution(x)), r, None), weights[1] * ground)
+
+
+def changed(before, after):
+    return {name for name in before if any(not torch.equal(before[name][k], after[name][k]) for k in before[name])}
+
+
+def parameters(model):
+    return {n: {k: v.detach().clone() for k, v in net.named_parameters()} for n, net in model.networks.items()}
+
+
+def test_every_step_moves_its_own_networks_alone():
+    model, x = algorithm(), volumes()
+    real, r = (select_high(x, 8, 4), hagan.low_resolution(x)), 8
+    steps = {
+        ("D^H", "D^L"): lambda: model.discriminator_loss(real, r, None),
+        hagan.GENERATOR: lambda: model.generator_loss(2, r, None),
+        ("E^H",): lambda: model.high_loss(real[0]),
+        ("E^G",): lambda: model.ground_loss(x, real, r, None),
+    }
+    for names, loss in steps.items():
+        before = parameters(model)
+        model.update(names, loss)
+        assert changed(before, parameters(model)) == set(names)
+        others = [p for n in model.optimisers if n not in names for p in model.networks[n].parameters()]
+        assert all(p.grad is None for p in others)
+
+
+def test_the_running_mean_is_one():
+    model = algorithm()
+    before = parameters(model)
+    model.step({"x": volumes()})
+    after = parameters(model)
+    for name in hagan.GENERATOR:
+        for k, old in before[f"mean {name}"].items():
+            assert torch.allclose(after[f"mean {name}"][k], 0.9 * old + 0.1 * after[name][k], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [dict(low_branch=False), dict(encoder=False), dict(start="partition"), dict(loss="paper"),
+                                     dict(fraction=1 / 2), dict(start="any")])  # fmt: skip
+def test_ablations_of_table_iv_are_one_switch_each_and_batch_size_1_works(changes):
+    model = algorithm(**changes)
+    losses = model.step({"x": volumes(1)})
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert ("G^L" in model.networks) == ("D^L" in model.networks) == (changes.get("low_branch") is not False)
+    assert ("E^G" in model.networks) == ("e_ground" in losses) == (changes.get("encoder") is not False)
+    measured = {"d_real"} if "encoder" in changes else {"d_real", "recovery_l1"}
+    assert set(model.validate({"x": volumes(1)})) == measured
+
+
+def test_a_conditional_model_hears_the_class():
+    model, x, label = algorithm(classes=3), volumes(), torch.tensor([0, 2])
+    losses = model.step({"x": x, "label": label})
+    assert all(torch.isfinite(v) for v in losses.values())
+    z = torch.randn(1, 16)
+    common, high = model.networks["G^A"], model.networks["G^H"]
+    one, two = (hagan.sample(common, high, model.with_label(z, torch.tensor([k]))) for k in (0, 1))
+    assert one.shape == (1, 1, 32, 32, 32) and (one - two).abs().max() > 1e-4
+    scores = torch.tensor([[9.0, 2.0, 0.0, 0.0], [9.0, 0.0, 0.0, 2.0]])  # the first column judges real or fake
+    assert torch.isclose(model.label_loss((scores, scores), label), F.cross_entropy(scores[:, 1:], label))
+
+
+@pytest.mark.parametrize("size, slices", [(32, 1), (32, 3), (64, 4), (64, 16)])
+def test_slabs_give_the_whole_volume(size, slices):
+    """Two passes over slabs of A equal one pass over all of it, within 1e-5, also where the last slab is smaller."""
+    torch.manual_seed(0)
+    common, high = models.Common(size, 16, 4), models.High(4)
+    with torch.no_grad():
+        high.first[2].weight.uniform_(0.5, 2)
+        high.first[2].bias.uniform_(-1, 1)
+    z = torch.randn(2, 16)
+    whole = hagan.sample(common, high, z)
+    assert whole.std() > 0.02
+    assert (hagan.sample_by_slabs(common, high, z, slices) - whole).abs().max() < 1e-5
+
+
+def test_one_pass_over_slabs_would_not_do():
+    """Each slab's own statistics, as in training, give another volume: the mismatch that the two passes mend."""
+    torch.manual_seed(0)
+    common, high = models.Common(32, 16, 4), models.High(4)
+    a = common(torch.randn(1, 16))
+    slabs = torch.cat([high(part) for part in a.split(1, 2)], 2)
+    assert (slabs - high(a)).abs().max() > 0.01
+
+
+def test_a_killed_training_resumes_to_the_bit(tmp_path):
+    data = [{"x": v} for v in volumes(3)]
+    settings = dict(steps=4, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
+    whole, parts = algorithm(), algorithm()
+    fit(whole, data, data[:1], tmp_path / "whole", **settings)
+    fit(parts, data, data[:1], tmp_path / "parts", until=3, **settings)
+    again = algorithm()
+    fit(again, data, data[:1], tmp_path / "parts", **settings)
+    for name, network in whole.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, again.networks[name].state_dict()[key]), (name, key)
+
+
+def test_discriminators_learn_four_times_as_fast(tmp_path):
+    model = algorithm()
+    fit(model, [{"x": v} for v in volumes()], [{"x": volumes()[0]}], tmp_path, steps=1)
+    rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in model.optimisers.items()}
+    assert all(rate == pytest.approx(4e-3 if name.startswith("D") else 1e-3) for name, rate in rates.items())
+
+
+def test_a_frozen_copy_is_not_trained():
+    model = algorithm()
+    assert not any(p.requires_grad for n, net in model.networks.items() if n.startswith("mean") for p in net.parameters())
+    assert set(model.optimisers) == {"G^A", "G^L", "G^H", "D^H", "D^L", "E^H", "E^G"}
+    assert copy.deepcopy(model.networks["mean G^H"]).state_dict().keys() == model.networks["G^H"].state_dict().keys()
+
+
+# -- the lean form -----------------------------------------------------------------------------------------------------------
+
+
+def test_up_sampling_and_convolution_are_one_transposed_convolution():
+    """The identity of the taps, on odd sides, in double precision."""
+    torch.manual_seed(0)
+    plain = torch.nn.Conv3d(3, 5, 3, padding=1).double()
+    lean = hagan_lean.UpConv3d(3, 5, 3, padding=1).double()
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 8, 9, 11, dtype=torch.float64)
+    assert torch.allclose(lean(x), plain(F.interpolate(x, scale_factor=2)), atol=1e-12)
+
+
+def gradients(model, x, loss_of):
+    """Gradients of every network after one loss, with everything in need of one."""
+    for network in model.networks.values():
+        network.requires_grad_(True).zero_grad()
+    torch.manual_seed(5)
+    loss = loss_of(model, x)
+    loss.backward()
+    found = {(n, k): p.grad for n, net in model.networks.items() for k, p in net.named_parameters() if p.grad is not None}
+    return loss.detach(), found
+
+
+STEPS = {
+    "D": lambda m, x: m.discriminator_loss((select_high(x, 8, m.depth), hagan.low_resolution(x)), 8, None),
+    "G": lambda m, x: m.generator_loss(len(x), 8, None),
+    "E^H": lambda m, x: m.high_loss(select_high(x, 8, m.depth)),
+    "E^G": lambda m, x: m.ground_loss(x, (select_high(x, 8, m.depth), hagan.low_resolution(x)), 8, None),
+}
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("step", STEPS)
+def test_lean_and_plain_form_have_the_same_gradients(size, step):
+    """fp64 gradients of every network within 1e-10, fp32 losses within 1e-5; names of parameters and buffers are the same."""
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        plain, lean = algorithm(size=size, lean=False), algorithm(size=size, lean=True)
+        for model in (plain, lean):
+            for network in model.networks.values():
+                network.to(dtype)
+        assert all(lean.networks[n].state_dict().keys() == plain.networks[n].state_dict().keys() for n in plain.networks)
+        x = volumes(2, size).to(dtype)
+        torch.set_default_dtype(dtype)
+        try:
+            (loss, want), (lean_loss, have) = (gradients(model, x, STEPS[step]) for model in (plain, lean))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert abs(loss - lean_loss) < tolerance and want.keys() == have.keys()
+        if dtype == torch.float64:
+            assert max(float((want[k] - have[k]).abs().max()) for k in want) < tolerance
+    fused = {n: sum(isinstance(m, hagan_lean.UpConv3d) for m in net.modules()) for n, net in lean.networks.items()}
+    assert fused["G^A"] == models.levels(size) and fused["G^H"] == 2 and fused["mean G^H"] == 0
