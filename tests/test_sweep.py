@@ -51,6 +51,19 @@ def test_merging_takes_finished_cells_of_these_settings_only(runs, tmp_path, mon
         sweep.merge(load_settings("04", "quick", {"adapt_steps": 5}))
 
 
+def test_the_committed_table_counts_as_done_where_its_settings_are_these(runs, tmp_path, monkeypatch):
+    """Another machine, an empty cache: what was committed is neither run again nor lost, and a new cell joins it."""
+    monkeypatch.setattr(sweep, "notebooks_folder", lambda: tmp_path)
+    group, settings = ("SIMA", "SIMB", 0), load_settings("04", "quick")
+    sweep.run_group("quick", *group, ["no adaptation"])
+    sweep.merge(settings)
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path / "empty"))
+    assert sweep.run_group("quick", *group, ["no adaptation", "continued training"]) == 1
+    assert len(sweep.merge(settings)) == 4 and runs == ["no adaptation", "continued training"]
+    other = load_settings("04", "quick", {"adapt_steps": 5})
+    assert sweep.committed(settings) and not sweep.committed(other)
+
+
 def test_a_cell_depends_on_what_it_uses():
     """The slice-VAE's recipe changes only rows with a VAE; the number of steps changes all; what is shown changes none."""
     plain = load_settings("04", "quick")

@@ -1,8 +1,8 @@
 """Sweeps: tables too long for a notebook, as small cells that are run once, anywhere, and merged into one committed file.
 
 A cell is one method on one direction with one seed; its table is a CSV in the cache, written at once when it is done. So a sweep
-can be stopped at any time and goes on, and several machines can share it (``--part 1/4``). A cell that was not run is absent,
-and the notebook says 'not run'.
+can be stopped at any time and goes on, and several machines can share it (``--part 1/4``): what the committed file holds of the
+present settings counts as done, too. A cell that was not run is absent, and the notebook says 'not run'.
 """
 
 import hashlib
@@ -28,13 +28,25 @@ from medsynth_lib.training.adaptation import VERSION
 RESULTS = "sweeps/uda.csv"  # in the notebook folder
 
 
-def cell_path(settings, method, source, target, seed):
-    """CSV of one cell. Its name changes with VERSION and with every setting that the method uses, so that nothing is mixed."""
+def cell_key(settings, method):
+    """Eight hexadecimal digits that change with VERSION and with every setting that the method uses: nothing is mixed."""
     unused = {"live", "sweep_seeds", "sweep_directions"} | (set() if "VAE" in method else {"svae", "vae3d"})
     used = {k: v for k, v in settings.as_dict().items() if k not in unused}
-    key = hashlib.sha256(json.dumps([VERSION, used], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([VERSION, used], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def cell_path(settings, method, source, target, seed):
+    """CSV of one cell in the cache."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{method}-{source}-{target}-{seed}")
-    return cache_folder("sweeps", "uda") / f"{name}-{key}.csv"
+    return cache_folder("sweeps", "uda") / f"{name}-{cell_key(settings, method)}.csv"
+
+
+def committed(settings):
+    """The committed rows that were run with these settings, by cell: {(method, source, target, seed): table}."""
+    if not (notebooks_folder() / RESULTS).exists():
+        return {}
+    groups = load().groupby(["method", "source", "target", "seed"])
+    return {cell: rows for cell, rows in groups if (rows["key"] == cell_key(settings, cell[0])).all()}
 
 
 def cells(settings, only=""):
@@ -48,7 +60,8 @@ def run_group(profile, source, target, seed, methods):
     """Run the cells of one direction and seed that are not there yet; returns how many were run."""
     settings = load_settings("04", profile)
     paths = {m: cell_path(settings, m, source, target, seed) for m in methods}
-    todo = [m for m in methods if not paths[m].exists()]
+    done = committed(settings)
+    todo = [m for m in methods if not paths[m].exists() and (m, source, target, seed) not in done]
     if not todo:
         return 0
     torch.set_num_threads(int(os.environ.get("MEDSYNTH_THREADS", 1)))
@@ -57,7 +70,8 @@ def run_group(profile, source, target, seed, methods):
     study = uda.Study(frame, lesson_contract(lesson, frame), settings, source, target, seed)
     for method in todo:
         table = uda.run_cell(study, method)
-        table = table.assign(device=device_name(), date=datetime.now(UTC).date().isoformat())
+        about = dict(device=device_name(), date=datetime.now(UTC).date().isoformat(), key=cell_key(settings, method))
+        table = table.assign(**about)
         with atomic(paths[method]) as temporary:
             table.to_csv(temporary, index=False, float_format="%.5g")
         print(
@@ -73,11 +87,15 @@ def device_name():
 
 def merge(settings):
     """Put all finished cells of these settings into the one table that the notebook reads; returns it."""
-    paths = [cell_path(settings, m, *group) for group, methods in cells(settings).items() for m in methods]
-    paths = [p for p in paths if p.exists()]
-    if not paths:
+    tables = committed(settings)
+    for (source, target, seed), methods in cells(settings).items():
+        for method in methods:
+            path = cell_path(settings, method, source, target, seed)
+            if path.exists():
+                tables[method, source, target, seed] = pd.read_csv(path, dtype={"subject": str, "key": str})
+    if not tables:
         raise DataError(f"no finished cell in {cache_folder('sweeps', 'uda')}; run the sweep first.")
-    table = pd.concat([pd.read_csv(p, dtype={"subject": str}) for p in paths], ignore_index=True)
+    table = pd.concat(tables.values(), ignore_index=True)
     table = table.sort_values(["source", "target", "seed", "method", "subject"])
     path = notebooks_folder() / RESULTS
     path.parent.mkdir(exist_ok=True)
@@ -88,7 +106,7 @@ def merge(settings):
 
 def load():
     """The committed table of the sweep, one row a method, direction, seed and test subject."""
-    return pd.read_csv(notebooks_folder() / RESULTS, dtype={"subject": str})
+    return pd.read_csv(notebooks_folder() / RESULTS, dtype={"subject": str, "key": str})
 
 
 def per_seed(table):
