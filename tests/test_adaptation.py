@@ -172,7 +172,7 @@ def volume():
 def test_histogram_matching_reaches_the_wanted_quantiles(volume):
     v, mask = volume
     wanted = appearance.quantiles([v**2], [mask])
-    matched = appearance.match_histogram(v, mask, appearance.quantiles([v], [mask]), wanted)
+    matched = appearance.apply_curve(v, mask, appearance.quantiles([v], [mask]), wanted)
     assert torch.allclose(matched, v**2, atol=0.01) and not matched[:, ~mask[0]].any()
     own = appearance.quantiles([v], [mask], appearance.NYUL_LEVELS)
     assert torch.allclose(appearance.match_volume(v, mask, own), v, atol=1e-6)

@@ -41,14 +41,15 @@ def test_cells_run_once_and_a_failure_loses_nothing(runs):
 def test_merging_takes_finished_cells_of_these_settings_only(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "notebooks_folder", lambda: tmp_path)
     settings = load_settings("04", "quick")
+    assert sweep.results_file("quick") != sweep.results_file("lesson")  # a trial never overwrites the table
     with pytest.raises(DataError, match="no finished cell"):
-        sweep.merge(settings)
+        sweep.merge(settings, "lesson")
     sweep.run_group("quick", "SIMA", "SIMB", 0, ["no adaptation", "continued training"])
-    table = sweep.merge(settings)
+    table = sweep.merge(settings, "lesson")
     assert sorted(table["method"].unique()) == ["continued training", "no adaptation"] and len(table) == 4
     pd.testing.assert_frame_equal(table.reset_index(drop=True), sweep.load())
     with pytest.raises(DataError):
-        sweep.merge(load_settings("04", "quick", {"adapt_steps": 5}))
+        sweep.merge(load_settings("04", "quick", {"adapt_steps": 5}), "lesson")
 
 
 def test_the_committed_table_counts_as_done_where_its_settings_are_these(runs, tmp_path, monkeypatch):
@@ -56,10 +57,10 @@ def test_the_committed_table_counts_as_done_where_its_settings_are_these(runs, t
     monkeypatch.setattr(sweep, "notebooks_folder", lambda: tmp_path)
     group, settings = ("SIMA", "SIMB", 0), load_settings("04", "quick")
     sweep.run_group("quick", *group, ["no adaptation"])
-    sweep.merge(settings)
+    sweep.merge(settings, "lesson")
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path / "empty"))
     assert sweep.run_group("quick", *group, ["no adaptation", "continued training"]) == 1
-    assert len(sweep.merge(settings)) == 4 and runs == ["no adaptation", "continued training"]
+    assert len(sweep.merge(settings, "lesson")) == 4 and runs == ["no adaptation", "continued training"]
     other = load_settings("04", "quick", {"adapt_steps": 5})
     assert sweep.committed(settings) and not sweep.committed(other)
 

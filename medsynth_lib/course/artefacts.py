@@ -64,8 +64,7 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     the folder to delete.
     """
     train.contract.require(tune.contract)
-    # the CPU and not a Mac's MPS by default: exact resume is promised there
-    fabric = fabric or Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1)
+    fabric = fabric or default_fabric()
     key = artefact_key(recipe, train, tune)
     for origin, folder in (
         ("shipped", notebooks_folder() / "pretrained" / f"{name}-{key}"),
@@ -81,6 +80,11 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)
     save(folder, algorithm, recipe, train.contract, fabric.device, time.perf_counter() - began)
     return load(folder, "trained now", fabric.device)
+
+
+def default_fabric():
+    """One GPU where there is one, else the CPU, and not a Mac's MPS: exact resume is promised on the CPU."""
+    return Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1)
 
 
 def artefact_key(recipe, train, tune):

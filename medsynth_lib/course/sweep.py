@@ -22,17 +22,19 @@ import torch
 from medsynth_lib.course import uda
 from medsynth_lib.course.data import lesson_contract, lesson_manifest
 from medsynth_lib.course.profiles import load_settings, notebooks_folder
+from medsynth_lib.data import protocol
 from medsynth_lib.files import DataError, atomic, cache_folder
-from medsynth_lib.training.adaptation import VERSION
+from medsynth_lib.training import adaptation, pix2pix, segmentation, svae
 
-RESULTS = "sweeps/uda.csv"  # in the notebook folder
+RESULTS = "sweeps/uda.csv"  # in the notebook folder: profile lesson; other profiles are merged in the cache
+VERSIONS = tuple(module.VERSION for module in (uda, adaptation, pix2pix, segmentation, svae, protocol))
 
 
 def cell_key(settings, method):
-    """Eight hexadecimal digits that change with VERSION and with every setting that the method uses: nothing is mixed."""
-    unused = {"live", "sweep_seeds", "sweep_directions"} | (set() if "VAE" in method else {"svae", "vae3d"})
+    """Eight hexadecimal digits that change with VERSIONS and with every setting that the method uses: nothing is mixed."""
+    unused = {"live", "sweep_seeds", "sweep_directions"} | (set() if "VAE" in method else {"svae", "svae_slice", "vae3d"})
     used = {k: v for k, v in settings.as_dict().items() if k not in unused}
-    return hashlib.sha256(json.dumps([VERSION, used], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([VERSIONS, used], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cell_path(settings, method, source, target, seed):
@@ -85,8 +87,13 @@ def device_name():
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
 
 
-def merge(settings):
-    """Put all finished cells of these settings into the one table that the notebook reads; returns it."""
+def results_file(profile):
+    """Where a profile's merged table is: only that of `lesson` is committed."""
+    return notebooks_folder() / RESULTS if profile == "lesson" else cache_folder("sweeps") / f"uda-{profile}.csv"
+
+
+def merge(settings, profile):
+    """Put all finished cells of these settings into one table, for `lesson` the one that the notebook reads; returns it."""
     tables = committed(settings)
     for (source, target, seed), methods in cells(settings).items():
         for method in methods:
@@ -97,8 +104,8 @@ def merge(settings):
         raise DataError(f"no finished cell in {cache_folder('sweeps', 'uda')}; run the sweep first.")
     table = pd.concat(tables.values(), ignore_index=True)
     table = table.sort_values(["source", "target", "seed", "method", "subject"])
-    path = notebooks_folder() / RESULTS
-    path.parent.mkdir(exist_ok=True)
+    path = results_file(profile)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         table.to_csv(temporary, index=False)
     return table
@@ -133,5 +140,5 @@ def main(arguments):
     except KeyboardInterrupt:
         print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
         return 130
-    print(f"{done} cells run; {len(merge(settings))} rows in {notebooks_folder() / RESULTS}")
+    print(f"{done} cells run; {len(merge(settings, arguments.profile))} rows in {results_file(arguments.profile)}")
     return 0

@@ -1,7 +1,8 @@
 """The adaptation study of lesson 04: every row of Table 2, its controls and its rivals, on one pair of sites and one seed.
 
 `METHODS` maps a row's name to a function of a `Study`, which gives a predictor: sample -> synthetic T1 (1, x, y, z). Nothing here
-reads a test subject but `evaluate`.
+reads a test subject but `evaluate`. A seed varies the training of the source model and of the adaptation; slice-VAE and
+segmenter are the same for all.
 """
 
 import copy
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from medsynth_lib.course.artefacts import train_or_load
+from medsynth_lib.course.artefacts import default_fabric, train_or_load
 from medsynth_lib.course.data import volumes
 from medsynth_lib.data import appearance, protocol
 from medsynth_lib.data.nifti import read_case
@@ -30,6 +31,8 @@ from medsynth_lib.models.svae import Encoder
 from medsynth_lib.training import adaptation, loop, pix2pix, segmentation
 from medsynth_lib.training.adaptation import Adaptation, SourceAndTarget, source_posteriors
 
+VERSION = 2  # raise when a row below changes its mathematics: cells of another version are not reused
+
 
 class Study:
     """Data, trained models and settings of one direction, e.g. SIMA to SIMB, and one training seed.
@@ -42,7 +45,7 @@ class Study:
         self.frame, self.contract, self.settings = frame, contract, settings
         self.source, self.target, self.seed = source, target, seed
         self.scanners = scanners or {f"SIM{name}": site for name, site in SITES.items()}
-        self.steps_done = 0  # of the last adaptation
+        self.steps_done, self.seconds = 0, 0.0  # of the last adaptation
 
     def volumes(self, site, split, **changes):
         """Prepared volumes; ``changes`` to the contract, such as target=None."""
@@ -127,16 +130,17 @@ class Study:
     def finetuned(self, pairs):
         """Predictor of the base model after supervised training on pairs (list of samples), same steps and rates."""
         recipe = self.adaptation_recipe()
-        algorithm = Adaptation(recipe, copy.deepcopy(self.base).train())
-        algorithm.reads = ("x", "y", "mask")
+        algorithm = Adaptation(recipe, copy.deepcopy(self.base).train(), reads=("x", "y", "mask"))
         self.fit(algorithm, pairs, self.tune, recipe["steps"])
         return self.predictor(algorithm.networks["generator"])
 
     def fit(self, algorithm, data, tune, steps):
         """Run the course's loop in a fresh folder; adaptation is short, so it is not resumed."""
+        began = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            loop.fit(algorithm, data, tune, folder, steps=steps, seed=self.seed, validate_every=steps)
-        self.steps_done = steps
+            settings = dict(steps=steps, seed=self.seed, validate_every=steps)
+            loop.fit(algorithm, data, tune, folder, **settings, fabric=default_fabric())
+        self.steps_done, self.seconds = steps, time.perf_counter() - began
 
     @staticmethod
     def predictor(generator):
@@ -155,24 +159,40 @@ class Study:
             appearance.quantiles([s["x"] for s in d], [s["mask"] for s in d]) for d in (self.train, self.adapt)
         )
 
+    def thickened(self, samples):
+        """Inputs of source samples with slices as thick as the target's."""
+        thickness = [self.scanners[s].fwhm["t2"][2] for s in (self.source, self.target)]
+        return [appearance.thicker_slices(s["x"], s["mask"], *thickness, self.contract.spacing[2]) for s in samples]
+
+    @cached_property
+    def missing_noise(self):
+        """Standard deviation of the noise that thickened source inputs lack beside the target's, (c, 1, 1, 1)."""
+        own = [appearance.noise_level(x, s["mask"]) for x, s in zip(self.thickened(self.train), self.train, strict=True)]
+        wanted = [appearance.noise_level(s["x"], s["mask"]) for s in self.adapt]
+        return np.sqrt(np.maximum(np.mean(wanted, 0) ** 2 - np.mean(own, 0) ** 2, 0))[:, None, None, None]
+
+    def noisy(self, samples):
+        """Thickened inputs of source samples with the target's noise."""
+        rng, sigma = np.random.default_rng(self.seed), self.missing_noise
+        return [
+            x + s["mask"] * torch.from_numpy(sigma * rng.standard_normal(x.shape)).float()
+            for x, s in zip(self.thickened(samples), samples, strict=True)
+        ]
+
+    @cached_property
+    def noisy_quantiles(self):
+        return appearance.quantiles(self.noisy(self.train), [s["mask"] for s in self.train])
+
+    def styled(self, samples):
+        """Source samples with inputs in the target's style: slice thickness, noise, histogram; T1 unchanged."""
+        return [
+            s | {"x": appearance.apply_curve(x, s["mask"], self.noisy_quantiles, self.input_quantiles[1])}
+            for x, s in zip(self.noisy(samples), samples, strict=True)
+        ]
+
     @cached_property
     def target_style(self):
-        """Source training samples with inputs in the target's style: slice thickness, noise, histogram; T1 unchanged."""
-        thickness = [self.scanners[s].fwhm["t2"][2] for s in (self.source, self.target)]
-        spacing, rng = self.contract.spacing[2], np.random.default_rng(self.seed)
-        blurred = [appearance.thicker_slices(s["x"], s["mask"], *thickness, spacing) for s in self.train]
-        own = np.mean([appearance.noise_level(x, s["mask"]) for x, s in zip(blurred, self.train, strict=True)], 0)
-        wanted = np.mean([appearance.noise_level(s["x"], s["mask"]) for s in self.adapt], 0)
-        sigma = np.sqrt(np.maximum(wanted**2 - own**2, 0))[:, None, None, None]
-        noisy = [
-            x + s["mask"] * torch.from_numpy(sigma * rng.standard_normal(x.shape)).float()
-            for x, s in zip(blurred, self.train, strict=True)
-        ]
-        quantiles = appearance.quantiles(noisy, [s["mask"] for s in self.train])
-        return [
-            s | {"x": appearance.match_histogram(x, s["mask"], quantiles, self.input_quantiles[1])}
-            for x, s in zip(noisy, self.train, strict=True)
-        ]
+        return self.styled(self.train)
 
     def scanner_units(self, site, split, modalities, limit=None):
         """Images (c, x, y, z) in scanner units on the lesson's grid, not normalised."""
@@ -191,7 +211,7 @@ class Study:
         out = []
         for site, split, modalities in (
             (self.source, "train", ("t1", "t2", "flair")),
-            (self.target, "adapt", ("t2", "flair")),
+            (self.target, self.adapt_split, ("t2", "flair")),
         ):
             scanner = self.scanners[site]
             found = protocol.measured_levels(self.scanner_units(site, split, modalities, limit=16))
@@ -275,20 +295,26 @@ class Study:
 
 SUPERVISED = (10, 40, 100)  # target pairs, as in Table 2
 LATENT = dict(profile="fixed", rho=0.3)
+PAPER_RATE = dict(learning_rate=1e-6, final_learning_rate=1e-6)  # of the authors' code; constant
 
 
 def no_adaptation(study):
     return study.predictor(study.base)
 
 
-def latent(three=False, norm="batch", **changes):
-    """A row that adds a latent term: with the 3D VAE (``three``), with another norm, or with changes to the adaptation."""
+def latent(vae=None, **changes):
+    """A row that adds a latent term; ``vae`` "vae3d" or "svae_slice" for another encoder; ``changes`` to the adaptation."""
 
     def method(study):
-        encoder, recipe = study.vae(norm=norm, **(study.settings.vae3d if three else {}))
+        encoder, recipe = study.vae(**(getattr(study.settings, vae) if vae else {}))
         return study.adapted(latent=(encoder, recipe, study.source_t1), **(LATENT | changes))
 
     return method
+
+
+def fewer_steps(share):
+    """Continued training for a share of the steps: the control of rows that adapt for as long."""
+    return lambda study: study.adapted(share=share)
 
 
 def random_encoder(study):
@@ -320,7 +346,7 @@ def oracle(study):
 def matched_inputs(study):
     own, wanted = reversed(study.input_quantiles)
     base = no_adaptation(study)
-    return lambda s: base(s | {"x": appearance.match_histogram(s["x"], s["mask"], own, wanted)})
+    return lambda s: base(s | {"x": appearance.apply_curve(s["x"], s["mask"], own, wanted)})
 
 
 def nyul_inputs(study):
@@ -351,20 +377,23 @@ def gamma_and_bias(study):
     return study.adapted(source=source)
 
 
-def physics_output(fit=True, relaxation=None):
+def physics_output(fit=True):
     """No training: the source model's output through the curve between the two T1 looks."""
 
     def method(study):
-        return study.after_curve(no_adaptation(study), study.curve(relaxation, fit))
+        return study.after_curve(no_adaptation(study), study.curve(fit=fit))
 
     return method
 
 
-def physics(styled=True, prior=False, fit=True, relaxation=None):
-    """The capstone: continued training on source T1 in the target's look, on inputs in the target's style."""
+def physics(styled=True, prior=False, fit=True):
+    """The capstone: continued training on source T1 in the target's look, on inputs in the target's style.
+
+    ``fit`` False uses the table of relaxation values as it stands. In simulated data that table IS the truth: a bound.
+    """
 
     def method(study):
-        curve = study.curve(relaxation, fit)
+        curve = study.curve(fit=fit)
         samples = study.mapped_samples(curve, study.target_style if styled else list(study.train))
         options = {}
         if prior:
@@ -380,13 +409,16 @@ METHODS = {
     "no adaptation": no_adaptation,
     "no adaptation + augmentation": lambda s: s.predictor(s.backbone(s.source, intensity=0.5)),
     "continued training": lambda s: s.adapted(),
-    "3D VAE, KL": latent(three=True),
-    "s-VAE, paper profile": latent(profile="paper", prior="pair"),
+    "3D VAE, KL": latent("vae3d"),
+    "s-VAE, paper profile": latent(profile="paper", prior="pair", **PAPER_RATE),
+    "s-VAE, paper profile at this lesson's rate": latent(profile="paper", prior="pair"),
     "s-VAE, KL(P||Q)": latent(),
+    "s-VAE, KL(P||Q), rho 0.1": latent(rho=0.1),
+    "s-VAE, KL(P||Q), rho 1": latent(rho=1.0),
     "s-VAE, KL(Q||P)": latent(divergence="reverse_kl"),
     "s-VAE, symmetric KL": latent(divergence="symmetric_kl"),
     "s-VAE, Wasserstein": latent(divergence="wasserstein2"),
-    "s-VAE, per-slice norm": latent(norm="slice"),
+    "s-VAE, per-slice norm": latent("svae_slice"),
     "s-VAE, random weights": random_encoder,
     "inputs matched": matched_inputs,
     "inputs Nyul": nyul_inputs,
@@ -395,10 +427,10 @@ METHODS = {
     "gamma + bias augmentation": gamma_and_bias,
     "target-style inputs": lambda s: s.adapted(source=s.target_style),
     "physics on the output": physics_output(),
-    "physics on the output, literature": physics_output(fit=False),
+    "physics on the output, true relaxation": physics_output(fit=False),
     "physics T1": physics(styled=False),
     "physics T1 + target style": physics(),
-    "physics T1 + target style, literature": physics(fit=False),
+    "physics T1 + target style, true relaxation": physics(fit=False),
     "physics T1 + target style + s-VAE": physics(prior=True),
     **{f"supervised, n = {n}": supervised(n) for n in SUPERVISED},
     "oracle: target inputs, source T1": oracle,
@@ -409,13 +441,12 @@ METHODS = {
 VOLUMES_4B = (10, 40, 70, 100)  # Fig. 4b: target volumes, with steps in proportion to them or fixed
 METHODS |= {f"s-VAE, {n} volumes": latent(limit=n) for n in VOLUMES_4B[:-1]}
 METHODS |= {f"s-VAE, {n} volumes, steps in proportion": latent(limit=n, share=n / 100) for n in VOLUMES_4B[:-1]}
+METHODS |= {f"continued training, {n} % of the steps": fewer_steps(n / 100) for n in VOLUMES_4B[:-1]}
 
 
 def run_cell(study, method):
-    """Make and score one row; returns its table with the columns method, source, target, seed, steps and seconds."""
-    study.steps_done, began = 0, time.perf_counter()
-    make = METHODS[method](study)
-    seconds = time.perf_counter() - began
-    table = study.evaluate(make).reset_index()
+    """Make and score one row; returns its table with the columns method, source, target, seed, steps, seconds (of adapting)."""
+    study.steps_done, study.seconds = 0, 0.0
+    table = study.evaluate(METHODS[method](study)).reset_index()
     about = dict(method=method, source=study.source, target=study.target, seed=study.seed)
-    return table.assign(**about, steps=study.steps_done, seconds=round(seconds, 1))
+    return table.assign(**about, steps=study.steps_done, seconds=round(study.seconds, 1))

@@ -19,7 +19,7 @@ from medsynth_lib.course import uda
 from medsynth_lib.course.artefacts import load
 from medsynth_lib.course.data import complete, with_split
 from medsynth_lib.course.profiles import load_settings
-from medsynth_lib.data.appearance import match_histogram
+from medsynth_lib.data.appearance import apply_curve
 from medsynth_lib.data.layouts import open_dataset
 from medsynth_lib.data.nifti import read_case, read_header, write_volume
 from medsynth_lib.data.physics import Sequence
@@ -30,7 +30,6 @@ from medsynth_lib.files import DataError, atomic
 
 FEWEST = 3  # target volumes: with fewer, one patient's tumour is the site's histogram
 UNITS = 1000  # of a written T1 where the normalised one is 1
-AXES_BUT_ONE = ((1, 1), (0, 1), (0, 0))  # to reduce, one after the other, so that x, y or z is left
 SAFE_PERCENTILE = 95  # of the ensemble's spread at the source: what exceeds it is not to be trusted
 
 
@@ -65,7 +64,7 @@ def adapt_folder(model, target, out, source=None, scanners=None, svae=None, prof
     for study.seed in range(seeds):
         predictors.append(method(study))
         print(f"adaptation {study.seed + 1} of {seeds}: {study.steps_done} steps", flush=True)
-    limit = trusted_spread(predictors, study.tune)
+    limit = trusted_spread(predictors, like_target(study, study.tune, bool(scanners)))
     rows = [write_case(row, study.adapt[i], predictors, limit, contract, Path(out)) for i, row in targets.iterrows()]
     table = pd.DataFrame(rows)
     with atomic(Path(out) / "volumes.csv") as temporary:
@@ -77,16 +76,22 @@ def adaptation_method(physics, svae):
     """A function of a Study that makes a predictor, from what is known about the target; ``svae``: a Trained or None."""
 
     def method(study):
+        samples = like_target(study, study.train, physics)
         if physics:
-            samples = study.mapped_samples(study.curve(), study.target_style)
-        else:
-            samples = [s | {"x": match_histogram(s["x"], s["mask"], *study.input_quantiles)} for s in study.train]
+            samples = study.mapped_samples(study.curve(), samples)
         if svae is None:
             return study.adapted(source=samples)
         real = torch.stack([s["y"] for s in samples])
         return study.adapted(source=samples, latent=(svae.networks["vae"].encoder, svae.recipe, real), **uda.LATENT)
 
     return method
+
+
+def like_target(study, samples, physics):
+    """Source samples with inputs as like the target's as is known how: with ``physics`` in its style, else by histogram."""
+    if physics:
+        return study.styled(samples)
+    return [s | {"x": apply_curve(s["x"], s["mask"], *study.input_quantiles)} for s in samples]
 
 
 # -- what goes in ----------------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def grid_notes(row, contract):
             f"{path}: {100 * float(brain.float().mean()):.0f} % of the voxels are not zero; strip the skull and undo any "
             "z-score: the contract expects scanner units with a background of exact zeros."
         )
-    extent = np.array([np.ptp(np.flatnonzero(brain.any(a).any(b))) for a, b in (AXES_BUT_ONE)]) * spacing
+    extent = np.ptp(np.argwhere(brain.numpy()), axis=0) * spacing
     room = np.array(contract.size) * contract.spacing
     if (np.sort(extent) > 1.02 * np.sort(room)).any():
         raise DataError(

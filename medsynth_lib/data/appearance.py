@@ -19,7 +19,10 @@ def quantiles(volumes, masks, levels=LEVELS):
 
 
 def apply_curve(volume, mask, x, y):
-    """Map every channel's brain voxels by the piecewise linear curve through (x[c], y[c])."""
+    """Map every channel's brain voxels by the piecewise linear curve through (x[c], y[c]).
+
+    Between pooled quantiles of two sites (`quantiles`) this is histogram matching with one curve for all subjects.
+    """
     out = volume.clone()
     for c in range(len(volume)):
         out[c][mask[0]] = torch.from_numpy(np.interp(volume[c][mask[0]].numpy(), *increasing(x[c], y[c]))).float()
@@ -30,11 +33,6 @@ def increasing(x, y):
     """The points of a curve whose x strictly increases: np.interp needs it, and quantiles repeat."""
     keep = np.concatenate([[True], np.diff(x) > 0])
     return x[keep], y[keep]
-
-
-def match_histogram(volume, mask, own, wanted):
-    """Histogram matching with one curve for all subjects: pooled quantiles ``own`` to ``wanted`` (from `quantiles`)."""
-    return apply_curve(volume, mask, own, wanted)
 
 
 def match_volume(volume, mask, wanted, levels=NYUL_LEVELS):

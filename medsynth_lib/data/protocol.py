@@ -14,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from medsynth_lib.data.physics import CSF, GM, SEQUENCES, TISSUES, WM
 
+VERSION = 1  # raise when the mathematics below changes: sweep cells of another version are not reused
 MAIN = (CSF, GM, WM)  # the tissues whose relaxation times are published; tumour's are assumptions
 LITERATURE_SD = 0.1  # of the logarithm of a relaxation time or proton density: how far the literature is trusted
 LEVEL_SD = 0.03  # of the logarithm of a measured level: noise, coil, partial volume

@@ -11,7 +11,7 @@ from medsynth_lib.training.segmentation import INPUTS, REGIONS, regions
 def segment(network, x):
     """Boolean WT, TC and ET (3, x, y, z) of one subject's four images x (4, x, y, z), in the order of INPUTS."""
     network.eval()
-    return network(x[None])[0] > 0
+    return (network(x[None].to(next(network.parameters()).device))[0] > 0).cpu()
 
 
 def dice(a, b):
@@ -21,17 +21,18 @@ def dice(a, b):
 
 
 def dice_scores(network, sample, t1):
-    """Dice of WT, TC and ET after replacing the T1 of a four-contrast sample by ``t1`` (1, x, y, z); and the WT volume ratio.
+    """Dice of WT, TC and ET after replacing the T1 of a four-contrast sample by ``t1`` (1, x, y, z); and two WT volume ratios.
 
-    The paper's protocol: only T1 is synthetic. ``wt_ratio`` is segmented over true whole-tumour volume.
+    The paper's protocol: only T1 is synthetic. ``wt_ratio`` is segmented over true whole-tumour volume; ``wt_false``, the part of
+    it that lies in healthy tissue: lesions that are not there.
     """
     x = sample["x"].clone()
     x[INPUTS.index("t1")] = t1[0]
     found, true = segment(network, x), regions(sample["seg"][None])[0] > 0
     out = {f"dice_{name.lower()}": dice(f, t) for name, f, t in zip(REGIONS, found, true, strict=True)}
-    return out | dict(
-        dice=float(np.nanmean(list(out.values()))), wt_ratio=float(found[0].sum() / true[0].sum().clip(1))
-    )
+    size = true[0].sum().clip(1)
+    ratios = dict(wt_ratio=float(found[0].sum() / size), wt_false=float((found[0] & ~true[0]).sum() / size))
+    return out | dict(dice=float(np.nanmean(list(out.values())))) | ratios
 
 
 def lesion_contrast(image, seg, mask, ring=3):

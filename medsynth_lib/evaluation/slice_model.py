@@ -48,29 +48,26 @@ class SliceModel:
 
 @torch.no_grad()
 def mean_codes(encoder, volumes, recipe):
-    """Mean codes of volumes (b, 1, x, y, z): (b, slices, channels, 2, 2)."""
+    """Mean codes of volumes (b, 1, x, y, z): (b, slices, channels, 2, 2), on the CPU."""
     encoder.eval()
-    return torch.cat([posterior(encoder, volume[None], recipe)[0] for volume in volumes])
+    return torch.cat([posterior(encoder, volume[None], recipe)[0].cpu() for volume in volumes])
 
 
 @torch.no_grad()
 def decode_volumes(decoder, codes, plane="axial"):
     """Volumes (n, x, y, z) in [0, 1] of codes (n, slices, channels, 2, 2); the slices of each are decoded as one batch."""
     decoder.eval()
-    return torch.stack([slices_to_volume(decoder(each), plane) for each in codes]).clip(0, 1)
+    codes = codes.to(next(decoder.parameters()).device)
+    return torch.stack([slices_to_volume(decoder(each), plane) for each in codes]).clip(0, 1).cpu()
 
 
 @torch.no_grad()
 def reconstruct(vae, volumes, recipe):
     """Volumes (b, 1, x, y, z) and their reconstructions from mean codes, both (b, N, N, N), or of the recipe's slices alone."""
     vae.eval()
-    pairs = []
+    pairs, device = [], next(vae.parameters()).device
     for volume in volumes:
         x = images(volume[None], recipe)
-        pairs.append(
-            [
-                v if recipe["dims"] == 3 else slices_to_volume(v, recipe["plane"])
-                for v in (x, vae.decoder(vae.encoder(x)[0]))
-            ]
-        )
+        both = x, vae.decoder(vae.encoder(x.to(device))[0]).cpu()
+        pairs.append([v if recipe["dims"] == 3 else slices_to_volume(v, recipe["plane"]) for v in both])
     return tuple(torch.stack([part.reshape(part.shape[-3:]) for part in parts]) for parts in zip(*pairs, strict=True))

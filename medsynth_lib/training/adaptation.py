@@ -37,8 +37,9 @@ class SourceAndTarget(Dataset):
 def posterior(encoder, volumes, recipe):
     """q(z | volume) of volumes (b, 1, x, y, z): mean and log-variance, (b, n, width, 2, 2), or (b, 1, width, 2, 2, 2) in 3D.
 
-    ``recipe`` is that of the slice-VAE: size, dims, plane, slices.
+    ``recipe`` is that of the slice-VAE: size, dims, plane, slices. The result is on the encoder's device.
     """
+    volumes = volumes.to(next(encoder.parameters()).device)
     codes = [encoder(images(volume[None], recipe)) for volume in volumes]
     return tuple(torch.stack(parts) for parts in zip(*codes, strict=True))
 
@@ -70,13 +71,14 @@ class Adaptation:
       elements.
 
     ``prior`` "bank" compares with `aggregate` of all source volumes, "pair" with the one source volume of the sample.
-    ``svae``: a trained slice-VAE (encoder and recipe) or None with rho 0; ``bank``: its `source_posteriors`.
+    ``encoder``, ``svae_recipe``: a trained slice-VAE's, or None with rho 0; ``bank``: its `source_posteriors`. ``reads``: keys of
+    a sample; without "target_x" this is supervised fine-tuning.
     """
 
-    reads = ("x", "y", "mask", "target_x", "target_mask", "index")
+    READS = ("x", "y", "mask", "target_x", "target_mask", "index")
 
-    def __init__(self, recipe, generator, encoder=None, svae_recipe=None, bank=None):
-        self.recipe, self.encoder, self.svae_recipe, self.bank = recipe, encoder, svae_recipe, bank
+    def __init__(self, recipe, generator, encoder=None, svae_recipe=None, bank=None, reads=READS):
+        self.recipe, self.encoder, self.svae_recipe, self.bank, self.reads = recipe, encoder, svae_recipe, bank, reads
         self.paper = recipe["profile"] == "paper"
         self.networks = {"generator": generator}
         self.optimisers = {"generator": torch.optim.Adam(generator.parameters(), recipe["learning_rate"], (0.5, 0.999))}
@@ -101,7 +103,7 @@ class Adaptation:
         if self.recipe["rho"] > 0:
             losses["latent"] = self.latent(batch)
             latent_gradient = torch.autograd.grad(losses["latent"], parameters)
-            scale = self.recipe["rho"] * norm(gradient) / norm(latent_gradient)
+            scale = self.recipe["rho"] * norm(gradient) / norm(latent_gradient).clip(1e-12)  # nothing to see: no step
             gradient = [g + scale * h for g, h in zip(gradient, latent_gradient, strict=True)]
         for parameter, g in zip(parameters, gradient, strict=True):
             parameter.grad = g
@@ -113,9 +115,12 @@ class Adaptation:
         for name, loss in (("l1", self.supervised), ("latent", self.latent)):
             losses[name] = loss(batch)
             self.optimisers["generator"].zero_grad(set_to_none=True)
-            losses[name].backward()
+            self.backward(losses[name])
             self.optimisers["generator"].step()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def backward(self, loss):
+        loss.backward()
 
     def supervised(self, batch):
         return l1_loss(self.networks["generator"](batch["x"]), batch["y"])
