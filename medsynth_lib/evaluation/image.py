@@ -71,6 +71,7 @@ def scores(prediction, target, mask, seg=None):
         nmi=nmi(prediction, target, mask),
         scale_free_psnr=scale_free_psnr(prediction, target, mask),
         paper_psnr=paper_psnr(prediction, target),
+        paper_ssim=ssim(prediction, target),  # whole volume, background included
     )
     tumour = mask & (as_array(seg) > 0) if seg is not None else np.zeros_like(mask)
     if tumour.any():
