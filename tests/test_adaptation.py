@@ -26,7 +26,7 @@ SVAE = dict(size=16, dims=2, plane="axial", slices="all", norm="batch", width=16
 def parts():
     """Generator, encoder, source T1 (3, 1, 16, 16, 8) and a batch of one."""
     torch.manual_seed(0)
-    generator, encoder = Generator(width=4), Encoder(16, width=16)
+    generator, encoder = Generator(width=4).to(memory_format=torch.channels_last_3d), Encoder(16, width=16)
     real = torch.rand(3, 1, 16, 16, 8)
     batch = dict(x=torch.rand(1, 2, 16, 16, 8), y=real[:1], mask=torch.ones(1, 1, 16, 16, 8, dtype=torch.bool),
                  target_x=torch.rand(1, 2, 16, 16, 8), target_mask=torch.ones(1, 1, 16, 16, 8, dtype=torch.bool),
