@@ -65,6 +65,9 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
         ("subject,split\n1,a\n", ["no column 'site'"]),
         ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
         ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
+        ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
+        ("subject,site\n/1,A\n", ["subject '/1'", "rename"]),
+        ("subject,site\n1,A\\B\n", ["site 'A", "rename"]),
     ],
 )
 def test_bad_manifests(tmp_path, text, words):
