@@ -18,7 +18,7 @@ from medsynth_lib.data.thorax import make_thorax
 from medsynth_lib.files import DataError, atomic, cache_folder
 
 VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
-CT_VERSION = 1  # the same for chests
+CT_VERSION = 2  # the same for chests and their truth
 # Disjoint by construction: a split is a range of seeds, and a seed is a person.
 SEEDS = {
     "train": range(0, 10_000),
