@@ -194,6 +194,16 @@ def test_split_reproduces_table_1():
         assert (printed["source"], int(printed["adapt"]), printed["test"]) == counts
 
 
+def test_a_site_of_a_name_mapping_is_no_path(tmp_path):
+    case = tmp_path / "BraTS20_Training_001"
+    case.mkdir()
+    (case / f"{case.name}_t1.nii.gz").write_bytes(b"x")
+    names = "BraTS_2019_subject_ID,BraTS_2020_subject_ID\nBraTS19_../evil_1_1,BraTS20_Training_001\n"
+    (tmp_path / "name_mapping.csv").write_text(names)
+    with pytest.raises(DataError, match="site '../evil' holds"):
+        find_cases(tmp_path)
+
+
 def test_splits_are_disjoint_random_and_repeatable():
     frame = scans(A=10, B=20)
     split = split_source_target(frame, "A", "B", n_adapt=8, n_tune=3, seed=1)
