@@ -151,7 +151,9 @@ def test_lung_function_falls_with_emphysema_and_stays_positive():
 def test_emphysema_is_what_is_left_of_it_in_the_image(people):
     for person in people[:8]:
         ml = float(person.fractions[MATERIALS.index("emphysema")].sum()) * np.prod(person.spacing) / 1000
-        assert person.truth["emphysema_percent"] == pytest.approx(100 * ml / person.truth["lung_ml"], rel=1e-4, abs=1e-6)
+        assert person.truth["emphysema_percent"] == pytest.approx(
+            100 * ml / person.truth["lung_ml"], rel=1e-4, abs=1e-6
+        )
 
 
 def test_hounsfield_of_pure_materials():
