@@ -23,8 +23,8 @@ help:
 	@echo 'make clean    remove build/ and caches; .venv stays'
 
 .venv/stamp: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo '$(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || \
+	  { echo '$(PYTHON) is older than Python 3.11.4; give a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -1,5 +1,6 @@
 """Unpack archives of strangers: everything is looked at before anything is written, and nothing is written outside the folder."""
 
+import lzma
 import os
 import shutil
 import tarfile
@@ -9,12 +10,15 @@ from pathlib import Path, PurePosixPath
 
 from medsynth_lib.files import DataError, atomic
 
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGE += (ValueError, OverflowError, OSError)  # what damaged bytes make the standard library raise
+
 
 def unpack(archive, folder, limit_bytes):
-    """Unpack a tar, tar.gz or zip into ``folder``, which appears whole or not at all.
+    """Unpack a tar (packed by gzip, bzip2, xz or not) or zip into ``folder``, which appears whole or not at all.
 
-    Raises DataError, naming archive and member, for absolute paths, "..", links, devices, names that differ in case alone,
-    contents beyond ``limit_bytes``, and damaged archives; nothing is left behind then.
+    Raises DataError, naming archive and member, for absolute paths, "..", links, devices, members whose names differ in case
+    alone, contents beyond ``limit_bytes``, and damaged archives; nothing is left behind then.
     """
     archive, folder = Path(archive), Path(folder)
     with atomic(folder) as temporary:
@@ -24,12 +28,12 @@ def unpack(archive, folder, limit_bytes):
                 unpack_zip(archive, temporary, limit_bytes)
             else:
                 unpack_tar(archive, temporary, limit_bytes)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-            raise DataError(f"{archive}: the archive is damaged ({error}); delete it and download it again.") from error
-        except (ValueError, UnicodeError, OverflowError) as error:
-            if isinstance(error, DataError):
+        except DAMAGE as error:
+            # our own refusal, or the disk's error: those of gzip and bzip2 have no number
+            if isinstance(error, DataError) or getattr(error, "errno", None) is not None:
                 raise
-            raise DataError(f"{archive}: the archive is damaged ({error}); delete it and download it again.") from error
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{archive}: the archive is damaged ({reason}); delete it and download it again.") from error
     return folder
 
 
@@ -39,6 +43,8 @@ def unpack_tar(archive, folder, limit_bytes):
         check([(m.name, m.size if m.isfile() else 0, m.isfile() or m.isdir()) for m in members], archive, limit_bytes)
         for member in members:
             tar.extract(member, folder, set_attrs=False, filter="data")
+        while tar.fileobj.read(2**20):  # to its end, where gzip and xz have the checksum of it all
+            pass
 
 
 def unpack_zip(archive, folder, limit_bytes):
@@ -47,19 +53,19 @@ def unpack_zip(archive, folder, limit_bytes):
         kinds = [(m.external_attr >> 16) & 0o170000 for m in members]  # Unix file type; 0 where the writer gave none
         plain = [kind in (0, 0o100000, 0o040000) for kind in kinds]
         check([(m.orig_filename, m.file_size, ok) for m, ok in zip(members, plain, strict=True)], archive, limit_bytes)
-        written = 0
         for member in members:
+            if member.filename != member.orig_filename:  # newer Pythons read the first from a field "Unicode Path"
+                raise DataError(
+                    f"{archive}: member {member.orig_filename[:200]!r} has a second name, {member.filename[:200]!r}; "
+                    "nothing was unpacked. Is this the publisher's archive?"
+                )
             target = folder / member.filename
             if member.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with bundle.open(member) as source, target.open("wb") as sink:
-                while block := source.read(2**20):
-                    written += len(block)
-                    if written > limit_bytes:  # the stated size may lie
-                        raise too_large(archive, member.filename, limit_bytes)
-                    sink.write(block)
+                shutil.copyfileobj(source, sink)  # never more than the stated size, and then its checksum must fit
 
 
 def check(members, archive, limit_bytes):

@@ -1,7 +1,4 @@
-"""Download a data set of the registry: licence first, free space next, and a broken transfer goes on where it stopped.
-
-pooch keeps the protocol (a temporary name, the hash, the rename); `Resuming` is its transfer.
-"""
+"""Download a data set of the registry: licence first, free space next, and a broken transfer goes on where it stopped."""
 
 import hashlib
 import json
@@ -11,7 +8,6 @@ import time
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-import pooch
 import requests
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -38,17 +34,18 @@ def get(name, folder=None, accept_license=False):
     and everything a server can do wrong.
     """
     entry = registry.entry(name)
-    folder = Path(folder or cache_folder("downloads") / name)
     require_licence(name, entry, accept_license)
     if entry["how"] == "registration":
         raise DataError(f"{name}: needs your own registration:\n" + steps(entry))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder or cache_folder("downloads") / name)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
+            clear(folder / INCOMING)
+            require_space(entry, folder)
             if entry["how"] == "client":
                 by_client(folder)
             else:
-                require_space(entry, folder)
                 for file in entry["files"]:
                     fetch(file, folder, entry)
                 shutil.rmtree(folder / INCOMING, ignore_errors=True)
@@ -76,20 +73,26 @@ def require_licence(name, entry, accepted):
 
 
 def require_space(entry, folder):
-    """Refuse before the first byte if archive and contents cannot both fit."""
-    done = completed(folder)
-    left = [file for file in entry["files"] if file["name"] not in done]
-    there = sum(
-        (folder / f"{file['name']}.part").stat().st_size for file in left if (folder / f"{file['name']}.part").exists()
-    )
-    share = len(left) / len(entry["files"])
-    needed = share * (entry["size_gb"] + entry["unpacked_gb"]) * 1e9 - there
+    """Refuse before the first byte what cannot fit: the contents that are still to come, and with the last the archive of them.
+
+    Archives are taken as of one size, since each is deleted before the next one comes. What an earlier run brought counts.
+    """
+    if entry["how"] == "client":  # which brings files, not archives
+        needed = entry["size_gb"] * 1e9 - total_bytes(folder)
+    else:
+        left = [file for file in entry["files"] if file["name"] not in completed(folder)]
+        shares = len(left) * entry["unpacked_gb"] + bool(left) * entry["size_gb"]
+        needed = shares * 1e9 / len(entry["files"]) - total_bytes(folder / INCOMING)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
             f"{folder}: {free / 1e9:.1f} GB are free, but {needed / 1e9:.1f} GB are needed for archive and contents; "
             "free space or choose another folder (--folder)."
         )
+
+
+def total_bytes(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def by_client(folder):
@@ -117,16 +120,10 @@ def fetch(file, folder, entry):
     if file["name"] in completed(folder):
         return
     path = folder / INCOMING / file["name"]
-    clear(path)
-    known = f"md5:{file['md5']}" if "md5" in file else None
     if not path.exists():
-        try:
-            pooch.retrieve(file["url"], known, path.name, path.parent, downloader=Resuming(path, file.get("bytes")))
-        except DataError:
-            raise
-        except ValueError as error:  # pooch's report of a wrong hash
-            raise DataError(f"{file['url']}: wrong hash, the download was deleted ({error}); try again later.") from error
-    note = dict(url=file["url"], version=entry["version"], bytes=path.stat().st_size, sha256=sha256(path))
+        path.parent.mkdir(exist_ok=True)
+        download(file, path)
+    note = dict(url=file["url"], version=entry["version"], bytes=path.stat().st_size, sha256=digest(path, "sha256"))
     inside = unpack(path, path.with_name("unpacked"), limit_bytes=entry["unpacked_gb"] * 1.5e9)
     merge(inside, folder / file.get("into", "."))
     record = completed(folder) | {file["name"]: note | dict(date=time.strftime("%Y-%m-%d"))}
@@ -135,31 +132,43 @@ def fetch(file, folder, entry):
     path.unlink()
 
 
-def clear(path):
-    """Remove what a killed run left beside a download, all but the parts of files and the whole ones."""
-    for entry in path.parent.glob("*") if path.parent.exists() else []:
+def download(file, path):
+    """Bring one file of the registry to ``path``, a name it gets when it is whole and its hash is right, and not before."""
+    transfer = Resuming(path, file.get("bytes"))
+    transfer.run(file["url"])
+    if "md5" in file and (found := digest(transfer.part, "md5")) != file["md5"]:
+        transfer.forget()
+        raise DataError(
+            f"{file['url']}: wrong hash (md5 {found}, the registry says {file['md5']}), so nothing was kept; try again later."
+        )
+    os.replace(transfer.part, path)
+    transfer.state.unlink(missing_ok=True)
+
+
+def clear(incoming):
+    """Remove what a killed run left half unpacked or half written; archives and parts of them stay."""
+    for entry in incoming.iterdir() if incoming.exists() else []:
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != path.name and not entry.name.endswith((".part", ".part.json")):
+        elif entry.name.startswith("."):
             entry.unlink()
-    for entry in path.parent.glob(".*"):  # unfinished unpackings
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def sha256(path):
+def digest(path, algorithm):
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 class Resuming:
-    """A downloader for pooch that keeps what came in NAME.part and asks for the rest, also after a crash."""
+    """One download, which keeps what came in NAME.part and asks for the rest, also after a crash."""
 
     def __init__(self, path, expected=None):
         self.part = path.with_name(f"{path.name}.part")
-        self.state = path.with_name(f"{path.name}.part.json")  # which version of the file the part belongs to
+        self.state = path.with_name(f"{path.name}.part.json")  # of which version and length the whole file is
         self.expected = expected
 
-    def __call__(self, url, output_file, _pooch):
+    def run(self, url):
+        """Return when the part is the whole file; DataError where the server gives up, or its file is another one."""
         attempt, wait = 0, WAIT_S
         with requests.Session() as session:
             while True:
@@ -186,8 +195,6 @@ class Resuming:
             raise DataError(
                 f"{url}: has {size} bytes, the registry says {self.expected}; the file changed, so nothing was kept."
             )
-        os.replace(self.part, output_file)
-        self.state.unlink(missing_ok=True)
 
     def size(self):
         return self.part.stat().st_size if self.part.exists() else 0
@@ -198,7 +205,9 @@ class Resuming:
 
     def transfer(self, session, url):
         """One request for what is missing; appends it, and returns the whole file's length as the server states it."""
-        have, validator = self.size(), self.validator()
+        have, validator = self.size(), self.known("validator")
+        if have and have == self.known("total"):  # a run that was killed while it took the hash
+            return have
         headers = {"Accept-Encoding": "identity"}
         if have and validator:
             headers |= {"Range": f"bytes={have}-", "If-Range": validator}
@@ -214,27 +223,28 @@ class Resuming:
             if length is None or not length.isdecimal():
                 raise DataError(f"{url}: the server does not state the file's length; download it by hand.")
             total = int(length) + (have if resumed else 0)
-            self.note(response)
             with (
                 self.part.open("ab" if resumed else "wb") as sink,
                 tqdm(total=total, initial=have if resumed else 0, unit="B", unit_scale=True, disable=headless()) as bar,
             ):
+                self.note(response, total)  # after an older part was emptied, or it would pass as one of this version
                 for block in response.iter_content(BLOCK):
                     sink.write(block)
                     bar.update(len(block))
         return total
 
-    def validator(self):
+    def known(self, what):
+        """ "validator" or "total" of the file that the part belongs to; None where it is not known."""
         try:
-            return json.loads(self.state.read_text(encoding="utf-8"))["validator"]
+            return json.loads(self.state.read_text(encoding="utf-8"))[what]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def note(self, response):
+    def note(self, response, total):
         etag = response.headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
         with atomic(self.state) as temporary:
-            temporary.write_text(json.dumps({"validator": validator}), encoding="utf-8")
+            temporary.write_text(json.dumps({"validator": validator, "total": total}), encoding="utf-8")
 
 
 class Busy(Exception):

@@ -196,7 +196,7 @@ def gsp(folder):
 
 
 def chest(seed):
-    """Simulated chest in HU (512, 512, 40) with its affine: 0.8 x 0.66 x 8.75 mm, stored from left to right and front to back."""
+    """Simulated chest in HU (512, 512, 40) with its affine: 0.8 x 0.66 x 8.75 mm, stored from right to left and front to back."""
     thorax = make_thorax(seed, (48, 48, 48))
     shape = (512, 512, 40)
     extent = np.array(thorax.hu.shape) * thorax.spacing

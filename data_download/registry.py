@@ -11,7 +11,7 @@ from medsynth_lib.files import DataError
 PATH = Path(__file__).parent / "registry.yaml"
 REQUIRED = {"title", "version", "licence", "licence_link", "citation", "size_gb", "how", "layout", "sites"}
 REQUIRED |= {"preparation", "roles"}
-OPTIONAL = {"unpacked_gb", "files", "steps"}
+OPTIONAL = {"subjects", "unpacked_gb", "files", "steps"}
 FILE_KEYS = {"url", "name", "into", "bytes", "md5", "hash_source"}
 HOW = ("direct", "client", "registration")
 # Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both; 04 compares on

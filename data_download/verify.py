@@ -1,4 +1,4 @@
-"""Is a folder what a lesson needs? Names, modalities, sites and headers, without reading a voxel."""
+"""Is a folder what a lesson needs? Names, modalities, sites, splits, headers and grids, without reading a voxel."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,19 +10,24 @@ from tqdm.auto import tqdm
 
 from data_download import registry
 from medsynth_lib.data.layouts import find
-from medsynth_lib.data.manifest import MODALITIES
-from medsynth_lib.data.nifti import read_header
+from medsynth_lib.data.manifest import MODALITIES, check_leaks
+from medsynth_lib.data.nifti import grid_gap, read_header
+from medsynth_lib.data.ready import MAKERS
 from medsynth_lib.display.headless import headless
 from medsynth_lib.files import DataError
 
 
 @dataclass
 class Report:
-    """What `verify` found: subjects a site, scans lacking a modality, headers (how many files have each), and bad files."""
+    """What `verify` found: subjects a site, scans lacking a modality, headers (how many files have each), and what is bad.
+
+    ``expected`` is the number of subjects that the publisher counts, None where it is not known.
+    """
 
     name: str
     scans: int
     sites: dict
+    expected: int | None = None
     missing: list = field(default_factory=list)
     headers: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
@@ -36,6 +41,8 @@ class Report:
         yield f"{self.name}: {self.scans} scans; subjects a site: " + ", ".join(
             f"{s} {n}" for s, n in self.sites.items()
         )
+        if self.expected:
+            yield f"complete: {self.scans - len(self.missing)} of the {self.expected} subjects that its publisher counts"
         for text in self.missing[:10]:
             yield f"missing: {text}"
         if len(self.missing) > 10:
@@ -45,31 +52,52 @@ class Report:
         if len(self.headers) > 8:
             yield f"... and {len(self.headers) - 8} more kinds of header"
         for text in self.bad[:10]:
-            yield f"unreadable: {text}"
+            yield f"bad: {text}"
+        if len(self.bad) > 10:
+            yield f"bad: ... and {len(self.bad) - 10} more"
         yield "usable" if self.usable else "not usable: mend what is listed above, then verify again"
 
 
 def verify(name, folder):
     """Report on a data set in a folder; ``name`` "own" stands for a manifest.csv. Raises DataError where nothing is found."""
-    if name != "own":
-        registry.entry(name)
+    expected = None if name == "own" else registry.entry(name).get("subjects")
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds the unpacked data set.")
     frame = find(name, folder)
-    report = Report(name, len(frame), frame.groupby("site")["subject"].nunique().to_dict())
+    report = Report(name, len(frame), frame.groupby("site")["subject"].nunique().to_dict(), expected)
+    try:
+        check_leaks(frame)
+    except DataError as error:
+        report.bad.append(str(error))
     groups = needed(name, frame)
     for _, row in frame.iterrows():
         lacking = [[m for m in group if not row[m]] for group in groups]
         if all(lacking):
             report.missing.append(f"{row['subject']} ({row['site']}) lacks {', '.join(min(lacking, key=len))}")
-    cells = sorted({row[m] for _, row in frame.iterrows() for m in MODALITIES if row[m]})
-    for cell in tqdm(cells, desc="headers", disable=headless()):
-        try:
-            report.headers[describe(frame.attrs["root"] / cell)] += 1
-        except DataError as error:
-            report.bad.append(str(error))
+    for _, row in tqdm(frame.iterrows(), total=len(frame), desc="headers", disable=headless()):
+        images = {}
+        for path in [frame.attrs["root"] / row[m] for m in MODALITIES if row[m]]:
+            try:
+                if path.is_dir():
+                    report.headers[f"DICOM series of {len(list(path.glob('*.dcm')))} files"] += 1
+                else:
+                    images[path] = read_header(path)
+                    report.headers[describe(images[path])] += 1
+            except DataError as error:
+                report.bad.append(str(error))
+        if row["dataset"] not in MAKERS:  # the others are brought to one grid before use
+            report.bad += different_grids(images)
     return report
+
+
+def different_grids(images):
+    """Texts that say which of a scan's images {path: nibabel image} lie on another grid than its first one."""
+    items = list(images.items())
+    for path, image in items[1:]:
+        first, one = items[0]
+        if gap := grid_gap((one.shape[:3], image.shape[:3]), (one.affine, image.affine)):
+            yield f"{first} and {path}: {gap}"
 
 
 def needed(name, frame):
@@ -80,11 +108,8 @@ def needed(name, frame):
     return [(*pairs["inputs"], pairs["target"])] if "inputs" in pairs else [(volumes["modality"],)]
 
 
-def describe(path):
-    """One file's shape, voxel size, orientation and type, as text; for a DICOM series, its number of files."""
-    if path.is_dir():
-        return f"DICOM series of {len(list(path.glob('*.dcm')))} files"
-    image = read_header(path)
+def describe(image):
+    """Shape, voxel size, orientation and type of a nibabel image (of each volume, where it holds several), as text."""
     size = " x ".join(f"{v:.3g}" for v in np.linalg.norm(image.affine[:3, :3], axis=0))
-    shape = " x ".join(map(str, image.shape))
+    shape = " x ".join(map(str, image.shape[:3]))
     return f"{shape}, {size} mm, {''.join(map(str, nib.aff2axcodes(image.affine)))}, {image.get_data_dtype()}"

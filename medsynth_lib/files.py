@@ -14,9 +14,17 @@ class DataError(ValueError):
 
 
 def cache_folder(*parts):
-    """Folder for what can be made again (atlas, simulated data, trained models): MEDSYNTH_CACHE or ~/.cache/medsynth."""
+    """Folder for what can be made again (atlas, simulated data, trained models): MEDSYNTH_CACHE or ~/.cache/medsynth.
+
+    Raises DataError where it cannot be made.
+    """
     folder = Path(os.environ.get("MEDSYNTH_CACHE") or Path.home() / ".cache" / "medsynth", *parts)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be made ({error.strerror}); set MEDSYNTH_CACHE to a folder that can be written."
+        ) from error
     return folder
 
 

@@ -40,7 +40,18 @@ def test_window_and_back():
 
 def test_ct_that_is_not_in_hu_is_refused():
     with pytest.raises(DataError, match="not a chest CT in HU"):
-        scale_ct(volume(np.random.default_rng(0).uniform(0, 4000, (4, 4, 4))))  # the slope was not applied
+        scale_ct(volume(np.random.default_rng(0).uniform(0, 4000, (4, 4, 4))))  # the intercept was not applied
+
+
+@pytest.mark.parametrize("intercept, refused", [(0, True), (-1024, False)])
+def test_padding_is_neither_air_nor_proof_of_hu(intercept, refused):
+    stored = np.random.default_rng(0).uniform(0, 3000, (6, 6, 6)) + intercept
+    stored[:, 0] = -2000  # outside the scanner's field of view
+    if refused:
+        with pytest.raises(DataError, match="apply the rescale slope and intercept"):
+            scale_ct(volume(stored))
+    else:
+        assert (scale_ct(volume(stored))[0][:, 0] == -1).all()
 
 
 def test_t1_ends_at_its_percentile_and_background_is_minus_one():

@@ -5,16 +5,18 @@ import io
 import json
 import os
 import shutil
-import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import time
 import zipfile
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import yaml
@@ -22,7 +24,7 @@ import yaml
 from data_download import archive, download, registry
 from data_download.__main__ import main
 from data_download.verify import verify
-from medsynth_lib.data.nifti import write_volume
+from medsynth_lib.data.nifti import read_volume, write_volume
 from medsynth_lib.files import DataError
 
 
@@ -147,12 +149,12 @@ def site(server, tmp_path, monkeypatch):
     server.log.clear()
     url = f"http://127.0.0.1:{server.server_port}"
 
-    def get(path, accept=True, unpacked_gb=0.001, **file):
+    def get(path, accept=True, unpacked_gb=0.001, folder=tmp_path / "data", **file):
         file = dict(url=url + path, name="set.tar") | file
         entry = dict(licence="CC0", licence_link="link", citation="nobody", how="direct", version="1", size_gb=0.0004)
         entry |= dict(unpacked_gb=unpacked_gb, files=[file])
         monkeypatch.setattr(registry, "entry", lambda name: entry)
-        return download.get("set", tmp_path / "data", accept)
+        return download.get("set", folder, accept)
 
     return SimpleNamespace(get=get, url=url, folder=tmp_path / "data", log=server.log)
 
@@ -268,22 +270,53 @@ def test_too_little_space_is_said_before_the_first_byte(site, monkeypatch):
     assert not site.log
 
 
-def test_disk_full_in_the_middle(site, monkeypatch):
-    def full(self, *args, **kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "there, needed",  # what an earlier run left, and the GB still to come: 3 archives of 2 GB, 3 GB of contents each
+    [
+        ({}, 3 * 3 + 2),
+        ({".incoming/a.tar.part": 10**9}, 3 * 3 + 2 - 1),
+        ({".incoming/a.tar": 2 * 10**9}, 3 * 3),
+        ({"download.json": '{"a.tar": {}}'}, 2 * 3 + 2),
+    ],
+)
+def test_needed_space_counts_what_is_there_and_one_archive_at_a_time(tmp_path, monkeypatch, there, needed):
+    for name, content in there.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content) if isinstance(content, str) else os.truncate(path.open("w").name, content)
+    entry = dict(how="direct", size_gb=6, unpacked_gb=9, files=[dict(name=f"{c}.tar") for c in "abc"])
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed * 10**9))
+    download.require_space(entry, tmp_path)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed * 10**9 - 1))
+    with pytest.raises(DataError, match=f"but {needed}.0 GB are needed"):
+        download.require_space(entry, tmp_path)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(download.Resuming, "note", full)
-        with pytest.raises(DataError, match="No space left"):
-            site.get("/good", md5=MD5)
+
+def test_a_client_is_not_started_without_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "by_client", lambda folder: pytest.fail("started"))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    with pytest.raises(DataError, match="1.0 GB are free, but 125.0 GB are needed"):
+        download.get("lidc", tmp_path, accept_license=True)
+
+
+def test_disk_full_in_the_middle_then_the_rest(site):
+    error = child(site, "/good", limit=150_000).communicate(timeout=300)[1]
+    assert "DataError" in error and "cannot be written (File too large)" in error
     require_nothing_unpacked(site.folder)
+    have = (site.folder / ".incoming" / "set.tar.part").stat().st_size
+    assert 100_000 < have <= 150_000
     require_complete(site.get("/good", md5=MD5))
+    assert site.log[1:] == [("/good", f"bytes={have}-")]
 
 
-def test_output_that_cannot_be_written(site):
-    site.folder.write_text("a file where the folder should be")
-    with pytest.raises((DataError, FileExistsError)):
-        site.get("/good")
+@pytest.mark.parametrize("at", ["data", ""])
+def test_output_that_cannot_be_written(site, tmp_path, monkeypatch, at):
+    (tmp_path / "file").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="cannot be written.*choose another folder"):
+        site.get("/good", folder=tmp_path / "file" / at)
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path / "file" / at))
+    with pytest.raises(DataError, match="set MEDSYNTH_CACHE"):
+        site.get("/good", folder="")
 
 
 def test_an_archive_larger_than_stated_is_refused(site):
@@ -293,38 +326,70 @@ def test_an_archive_larger_than_stated_is_refused(site):
 
 
 SCRIPT = """
-import sys
+import hashlib, pathlib, resource, sys, time
 from data_download import download, registry
+url, folder, md5, limit, marker = sys.argv[1:]
+def stuck(*arguments):
+    pathlib.Path(marker).touch()
+    time.sleep(600)
+if marker:
+    hashlib.file_digest = stuck
+if int(limit):  # no file may grow beyond it, as if the disk ended there
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 entry = dict(licence="x", licence_link="x", citation="x", how="direct", version="1", size_gb=0, unpacked_gb=0.001,
-             files=[dict(url=sys.argv[1], name="set.tar", md5=sys.argv[3])])
+             files=[dict(url=url, name="set.tar", md5=md5)])
 registry.entry = lambda name: entry
-download.get("set", sys.argv[2], True)
+download.get("set", folder, True)
 """
 
 
-def child(site, path):
+def child(site, path, limit=0, marker=""):
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "MEDSYNTH_HEADLESS": "1"}
-    command = [sys.executable, "-c", SCRIPT, site.url + path, str(site.folder), MD5]
+    command = [sys.executable, "-c", SCRIPT, site.url + path, str(site.folder), MD5, str(limit), str(marker)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_part(site):
-    part = site.folder / ".incoming" / "set.tar.part"
-    for _ in range(600):
-        if part.exists() and part.stat().st_size > 2**14:
-            return
+def wait_for(condition, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
-    raise AssertionError("the download did not start")
+
+
+def test_kill_9_while_the_hash_is_taken_loses_nothing(site, tmp_path):
+    process = child(site, "/good", marker=tmp_path / "hashing")
+    try:
+        wait_for((tmp_path / "hashing").exists)
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    kept = {p.name: p.stat().st_size for p in (site.folder / ".incoming").iterdir()}
+    assert kept.pop("set.tar.part") == len(BODY) and set(kept) == {"set.tar.part.json"}  # unproven, so not yet set.tar
+    require_complete(site.get("/good", md5=MD5))
+    assert len(site.log) == 1  # nothing was sent twice
+
+
+def test_a_whole_part_with_a_wrong_hash_is_not_kept(site):
+    incoming = site.folder / ".incoming"
+    incoming.mkdir(parents=True)
+    (incoming / "set.tar.part").write_bytes(BODY[:-1] + b"x")
+    (incoming / "set.tar.part.json").write_text(json.dumps(dict(validator='"v1"', total=len(BODY))))
+    with pytest.raises(DataError, match=f"wrong hash.*{MD5}"):
+        site.get("/good", md5=MD5)
+    require_complete(site.get("/good", md5=MD5))
 
 
 def test_kill_9_and_go_on_while_a_second_call_is_refused(site):
     process = child(site, "/slow")
-    wait_for_part(site)
-    with pytest.raises(DataError, match="another download is writing here"):
-        site.get("/slow", md5=MD5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    have = (site.folder / ".incoming" / "set.tar.part").stat().st_size
+    part = site.folder / ".incoming" / "set.tar.part"
+    try:
+        wait_for(lambda: part.exists() and part.stat().st_size > 2**14)
+        with pytest.raises(DataError, match="another download is writing here"):
+            site.get("/slow", md5=MD5)
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    have = part.stat().st_size
     require_complete(site.get("/slow", md5=MD5))
     assert site.log[-1] == ("/slow", f"bytes={have}-")
 
@@ -354,18 +419,22 @@ def hostile_tar(path, kind):
         tar.addfile(info)
 
 
-KINDS = ("absolute", "parent", "deep", "backslash", "drive", "symlink", "hardlink", "device", "case", "long", "bomb")
+REASONS = dict(
+    absolute="has an absolute path", drive="has an absolute path", parent="points outside", deep="points outside",
+    backslash="control characters or backslashes", symlink="is a link", hardlink="is a link", device="or a device",
+    case="differ in case alone", long="more than 255 bytes", bomb="unpacks to more than", lying="damaged .Bad CRC",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in REASONS if kind != "lying"])
 def test_hostile_tar(tmp_path, kind):
     hostile_tar(tmp_path / "bad.tar", kind)
-    with pytest.raises(DataError, match="bad.tar"):
+    with pytest.raises(DataError, match=f"bad.tar: .*{REASONS[kind]}"):
         archive.unpack(tmp_path / "bad.tar", tmp_path / "out", limit_bytes=10**6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.tar"]
 
 
-@pytest.mark.parametrize("kind", ["absolute", "parent", "symlink", "case", "bomb", "lying size"])
+@pytest.mark.parametrize("kind", ["absolute", "parent", "symlink", "case", "bomb", "lying"])
 def test_hostile_zip(tmp_path, kind):
     path = tmp_path / "bad.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
@@ -373,12 +442,31 @@ def test_hostile_zip(tmp_path, kind):
         info = zipfile.ZipInfo(dict(absolute="/evil", parent="../evil", case="Innocent.TXT").get(kind, "evil"))
         if kind == "symlink":
             info.external_attr = 0o120777 << 16
-        bundle.writestr(info, bytes(10**7) if kind in ("bomb", "lying size") else b"/etc/passwd", zipfile.ZIP_DEFLATED)
-    if kind == "lying size":
+        bundle.writestr(info, bytes(10**7) if kind in ("bomb", "lying") else b"/etc/passwd", zipfile.ZIP_DEFLATED)
+    if kind == "lying":  # about its size
         raw = path.read_bytes()
         path.write_bytes(raw.replace((10**7).to_bytes(4, "little"), (100).to_bytes(4, "little")))
-    with pytest.raises(DataError, match="bad.zip"):
+    with pytest.raises(DataError, match=f"bad.zip: .*{REASONS[kind]}"):
         archive.unpack(path, tmp_path / "out", limit_bytes=10**6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip"]
+
+
+def test_a_zip_member_with_a_second_name_is_refused(tmp_path, monkeypatch):
+    """Newer Pythons take a member's name from the extra field 0x7075 (Unicode Path); here, all do."""
+    info = zipfile.ZipInfo("evil")
+    info.extra = struct.pack("<HHBL", 0x7075, 5 + len(b"../evil"), 1, zlib.crc32(b"evil")) + b"../evil"
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as bundle:
+        bundle.writestr(info, "x")
+    plain = zipfile.ZipFile.infolist
+
+    def infolist(self):
+        for member in plain(self):
+            member.filename = "../evil"
+        return plain(self)
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", infolist)
+    with pytest.raises(DataError, match="bad.zip: member 'evil' has a second name, '../evil'"):
+        archive.unpack(tmp_path / "bad.zip", tmp_path / "out", limit_bytes=10**6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.zip"]
 
 
@@ -395,6 +483,31 @@ def test_good_archives(tmp_path, name):
             tar.addfile(info, io.BytesIO(b"x"))
     archive.unpack(path, tmp_path / "out", limit_bytes=10)
     assert (tmp_path / "out" / "a" / "b.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["cut.tar.gz", "cut.tar.bz2", "cut.tar.xz", "wrong.tar.gz", "wrong.tar.bz2", "wrong.tar.xz"]
+)
+def test_damaged_packed_archives(tmp_path, name):
+    path = tmp_path / name
+    with tarfile.open(path, f"w:{name.rpartition('.')[2]}") as tar:
+        info = tarfile.TarInfo("a.bin")
+        info.size = 50_000
+        tar.addfile(info, io.BytesIO(np.random.default_rng(0).bytes(50_000)))
+    data = path.read_bytes()
+    path.write_bytes(data[:30_000] + (b"" if name.startswith("cut") else bytes(1000) + data[31_000:]))
+    with pytest.raises(DataError, match=f"{name}: the archive is damaged.*download it again"):
+        archive.unpack(path, tmp_path / "out", limit_bytes=10**9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+def test_a_damaged_zip_packed_by_lzma(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_LZMA) as bundle:
+        bundle.writestr("a.bin", np.random.default_rng(0).bytes(50_000))
+    data = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(data[:100] + b"\xff" * 1000 + data[1100:])
+    with pytest.raises(DataError, match="bad.zip: the archive is damaged"):
+        archive.unpack(tmp_path / "bad.zip", tmp_path / "out", limit_bytes=10**9)
 
 
 def test_truncated_archives(tmp_path):
@@ -482,3 +595,36 @@ def test_verify_your_own_manifest(tmp_path):
     (tmp_path / "manifest.csv").write_text("subject,site,t1,flair\np1,X,a.nii.gz,\np2,X,,a.nii.gz\n")
     report = verify("own", tmp_path)
     assert report.usable and report.missing == ["p2 (X) lacks t1"]
+
+
+def test_verify_says_how_many_subjects_of_the_published_number_are_there(tmp_path):
+    for m in ("T1", "T2", "PD"):
+        write_volume(tmp_path / f"IXI001-HH-0700-{m}.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    (tmp_path / "IXI002-HH-0800-T1.nii.gz").write_bytes((tmp_path / "IXI001-HH-0700-T1.nii.gz").read_bytes())
+    assert "complete: 1 of the 578 subjects that its publisher counts" in list(verify("ixi", tmp_path).lines())
+
+
+def test_verify_finds_two_grids_in_a_row_and_a_leak(tmp_path):
+    moved = np.diag([1.0, 1, 1, 1])
+    moved[0, 3] = 0.5
+    for name, shape, affine in (("a", (4, 4, 4), np.eye(4)), ("b", (4, 4, 5), np.eye(4)), ("c", (4, 4, 4), moved)):
+        write_volume(tmp_path / f"{name}.nii.gz", np.ones(shape), affine)
+    rows = "p1,X,train,a.nii.gz,b.nii.gz,a.nii.gz\np2,X,test,a.nii.gz,a.nii.gz,c.nii.gz\np1,Y,test,a.nii.gz,a.nii.gz,a.nii.gz\n"
+    (tmp_path / "manifest.csv").write_text("subject,site,split,flair,t2,t1\n" + rows)
+    report = verify("own", tmp_path)
+    assert not report.usable and len(report.bad) == 3
+    leak, shapes, affines = report.bad
+    assert "1 subject(s) in more than one split (p1)" in leak
+    assert "a.nii.gz and" in shapes and "b.nii.gz: shapes (4, 4, 4) and (4, 4, 5) differ; resample" in shapes
+    assert "c.nii.gz" in affines and "differ by up to 0.5 mm; resample" in affines
+
+
+def test_verify_of_a_4d_file_unpacks_no_voxel(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    path = tmp_path / "imagesTr" / "BRATS_001.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((40, 40, 40, 4), np.float32), np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # which only reading voxels can tell
+    report = verify("msd_task01", tmp_path)
+    assert report.usable and dict(report.headers) == {"40 x 40 x 40, 1 x 1 x 1 mm, RAS, float32": 4}
+    with pytest.raises(DataError, match="truncated"):
+        read_volume(f"{path}#3")

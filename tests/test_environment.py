@@ -15,7 +15,17 @@ def test_conda_lists_what_pyproject_needs():
     conda = yaml.safe_load((REPO / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
     assert sorted(pip) == sorted(NEEDED + ["-e ."])
-    assert "python=3.11" in conda["dependencies"] and conda["channels"] == ["conda-forge"]
+    assert conda["channels"] == ["conda-forge"]
+
+
+def test_one_python_is_asked_for():
+    """3.11.4 is the first with the filter of tarfile that keeps archives inside their folder."""
+    (conda,) = re.findall(r'- "python>=([\d.]+),', (REPO / "environment.yml").read_text())
+    makefile = (REPO / "Makefile").read_text()
+    (made,) = re.findall(r"version_info < \(([\d, ]+)\)", makefile)
+    (said,) = re.findall(r"older than Python ([\d.]+);", makefile)
+    (read,) = re.findall(r"Python ≥ ([\d.]+) ", (REPO / "README.md").read_text())
+    assert {PROJECT["requires-python"], *(f">={v}" for v in (conda, made.replace(", ", "."), said, read))} == {">=3.11.4"}
 
 
 def test_constraints_pin_every_needed_package():

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -29,19 +30,19 @@ COUNTS = dict(train=5, test=1)
 SCRIPT = """
 import resource, sys
 from medsynth_lib.data.simulate import simulated_dataset, simulated_thoraxes
-kind, folder, limit = sys.argv[1:]
+kind, folder, limit, jobs = sys.argv[1:]
 if int(limit):  # no file may grow beyond it, as if the disk ended there
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
 counts = dict(train=5, test=1)
 if kind == "chests":
-    simulated_thoraxes(counts, (40, 40, 40), folder=folder)
+    simulated_thoraxes(counts, (40, 40, 40), folder=folder, jobs=int(jobs))
 else:
-    simulated_dataset(counts, (24, 24, 20), 8.0, folder=folder)
+    simulated_dataset(counts, (24, 24, 20), 8.0, folder=folder, jobs=int(jobs))
 """
 
 
-def child(kind, folder, limit=0):
-    command = [sys.executable, "-c", SCRIPT, kind, str(folder), str(limit)]
+def child(kind, folder, limit=0, jobs=1):
+    command = [sys.executable, "-c", SCRIPT, kind, str(folder), str(limit), str(jobs)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -70,15 +71,33 @@ def undisturbed(tmp_path_factory):
     return {kind: content(folder / kind) for kind in ("chests", "brains")}
 
 
+def wait_for(condition, seconds=400):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("kind", ["chests", "brains"])
-def test_kill_9_during_simulation_then_the_same_data_set(kind, tmp_path, undisturbed):
-    process = child(kind, tmp_path / "data")
-    for _ in range(1200):
-        if len(list(tmp_path.glob("data/**/truth.json"))) >= 2:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_kill_9_during_simulation_then_the_same_data_set(kind, jobs, tmp_path, undisturbed):
+    process = child(kind, tmp_path / "data", jobs=jobs)
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("data/**/truth.json"))) >= 2 or process.poll() is not None)
+        workers = psutil.Process(process.pid).children()
+    finally:
+        process.kill()  # SIGKILL
+        process.wait()
+    assert process.returncode == -signal.SIGKILL  # it did not end by itself
+    wait_for(lambda: not any(map(alive, workers)))  # orphans end, too
+    assert len(workers) == (0 if jobs == 1 else jobs)
     assert not (tmp_path / "data" / "manifest.csv").exists()  # it would say that all is there
     make(kind, tmp_path / "data")
     assert content(tmp_path / "data") == undisturbed[kind]

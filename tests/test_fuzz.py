@@ -8,6 +8,7 @@ import io
 import os
 import re
 import tarfile
+import warnings
 import zipfile
 
 import nibabel as nib
@@ -168,6 +169,7 @@ def test_manifests(sandbox):
         frame = attempt(read_manifest, path)
         if frame is not None:
             assert isinstance(frame, pd.DataFrame) and {"subject", "site", "split"} <= set(frame)
+            assert not frame[["subject", "site"]].map(lambda cell: ".." in cell or "/" in cell).any().any()
             assert (frame["subject"] != "").all() and not frame.duplicated(["subject", "site"]).any()
             attempt(write_manifest, frame, sandbox / "again.csv")
 
@@ -223,50 +225,98 @@ def test_registries_and_profiles(sandbox):
     assert [p.name for p in sandbox.rglob("*")] == ["profiles", "mine.yaml"]
 
 
-def small_archives():
-    tar, packed, bundle = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    for buffer, mode in ((tar, "w"), (packed, "w:gz")):
-        with tarfile.open(fileobj=buffer, mode=mode) as archive:
-            for name in ("set/a.txt", "set/b/c.txt"):
-                info = tarfile.TarInfo(name)
-                info.size = 3
-                archive.addfile(info, io.BytesIO(b"abc"))
-    with zipfile.ZipFile(bundle, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("set/a.txt", b"abc" * 50)
-        archive.writestr("set/b/c.txt", b"abc")
-    return [tar.getvalue()[:3072], packed.getvalue(), bundle.getvalue()]
+TAR_TYPES = dict(file=tarfile.REGTYPE, folder=tarfile.DIRTYPE, symlink=tarfile.SYMTYPE, hardlink=tarfile.LNKTYPE,
+                 device=tarfile.CHRTYPE, pipe=tarfile.FIFOTYPE)  # fmt: skip
+ZIP_MODES = dict(file=0o100644, folder=0o040755, symlink=0o120777, hardlink=0o100644, device=0o020644, pipe=0o010644)
+PACKINGS = {"zip": zipfile.ZIP_STORED, "zip deflated": zipfile.ZIP_DEFLATED, "zip lzma": zipfile.ZIP_LZMA}
 
 
-ARCHIVES = small_archives()
+def archived(packing, members):
+    """Bytes of an archive of members (name, kind, size): tar by "", "gz", "bz2" or "xz", or zip by PACKINGS."""
+    buffer = io.BytesIO()
+    if packing in PACKINGS:
+        with zipfile.ZipFile(buffer, "w", PACKINGS[packing]) as bundle, warnings.catch_warnings(action="ignore"):
+            for name, kind, size in members:
+                info = zipfile.ZipInfo(name)  # it cuts a name at its first NUL
+                info.external_attr = ZIP_MODES[kind] << 16
+                bundle.writestr(info, bytes(size), PACKINGS[packing])
+        return buffer.getvalue()
+    with tarfile.open(fileobj=buffer, mode=f"w:{packing}") as tar:
+        for name, kind, size in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = TAR_TYPES[kind], "/etc/passwd", size if kind == "file" else 0
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    return buffer.getvalue()
 
 
-def test_archives(sandbox):
+LIMIT = 10_000
+HOSTILE = ["../evil", "/evil", "a/../../evil", "C:evil", "..\\evil", "x" * 300, "A/B", "..", "/", "a\nb", "a/./b", "./a",
+           "a//b"]  # fmt: skip
+member_names = st.one_of(
+    st.lists(st.sampled_from(["a", "b", "set"]), min_size=1, max_size=3).map("/".join),
+    st.sampled_from(HOSTILE),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=6),
+)
+members = st.tuples(
+    member_names,
+    st.one_of(st.just("file"), st.sampled_from(sorted(TAR_TYPES))),
+    st.one_of(st.integers(0, 100), st.integers(0, 2 * LIMIT)),
+)
+packings = st.sampled_from(["", "gz", "bz2", "xz", *PACKINGS])
+
+
+def require_unpacked_or_nothing(sandbox, path, out):
+    """Unpack; "unpacked", or the reason of the refusal. Nothing half-done may lie about, and nothing but plain files inside."""
+    CASES["count"] += 1
+    try:
+        unpack(path, out, LIMIT)
+        verdict = "unpacked"
+    except DataError as error:
+        verdict = str(error)
+    held = list(out.rglob("*"))
+    assert out.exists() == (verdict == "unpacked") and not any(p.name.startswith(".") for p in sandbox.iterdir())
+    assert all((p.is_file() or p.is_dir()) and not p.is_symlink() for p in held)
+    assert sum(p.stat().st_size for p in held if p.is_file()) <= LIMIT
+    return verdict
+
+
+def test_archives_of_hostile_members(sandbox):
+    serial, verdicts = iter(range(10**9)), []
+
+    @fuzz(2)
+    @given(packings, st.lists(members, min_size=1, max_size=4))
+    def run(packing, content):
+        (sandbox / "archive").write_bytes(archived(packing, content))
+        verdict = require_unpacked_or_nothing(sandbox, sandbox / "archive", sandbox / f"out{next(serial)}")
+        if any(
+            name in ("../evil", "/evil", "a/../../evil") or kind in ("symlink", "device") for name, kind, _ in content
+        ):
+            assert "nothing was unpacked" in verdict.lower()
+        verdicts.append(verdict)
+
+    run()
+    reasons = ["unpacked", "absolute path", "points outside", "link or a device", "control characters"]
+    for reason in reasons + ["more than 255", "case alone", "unpacks to more"] * THOROUGH:  # these are rare
+        assert any(reason in verdict for verdict in verdicts), f"no case was refused for: {reason}"
+
+
+def test_damaged_archives(sandbox):
     serial = iter(range(10**9))
 
     @fuzz()
     @given(
-        st.sampled_from(ARCHIVES),
+        packings,
         st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=5),
         st.floats(0.3, 1),
-        st.sampled_from(["", "../", "/", "..\\", "C:"]),
     )
-    def run(archive, edits, keep, prefix):
-        data = bytearray(archive)
-        if prefix:  # a hostile name of the same length
-            data = bytearray(data.replace(b"set/a.txt", (prefix + "a" * 9).encode()[:9]))
+    def run(packing, edits, keep):
+        data = bytearray(archived(packing, [("set/a.txt", "file", 150), ("set/b/c.txt", "file", 3)]))
+        del data[3072:]  # of a tar's 10,240 bytes the rest is padding
         for at, new in edits:
             start = int(at * (len(data) - 1))
             data[start : start + len(new)] = new
-        path = sandbox / "archive"
-        path.write_bytes(bytes(data[: int(keep * len(data))]))
-        out = sandbox / f"out{next(serial)}"
-        if attempt(unpack, path, out, 10_000) is None:
-            assert not out.exists()
-        else:
-            assert all(p.is_file() or p.is_dir() for p in out.rglob("*")) and not any(
-                p.is_symlink() for p in out.rglob("*")
-            )
-        assert not any(p.name.startswith(".") for p in sandbox.iterdir())
+        (sandbox / "archive").write_bytes(bytes(data[: int(keep * len(data))]))
+        require_unpacked_or_nothing(sandbox, sandbox / "archive", sandbox / f"out{next(serial)}")
 
     run()
 

@@ -218,6 +218,36 @@ def test_scans_that_cannot_be_made_ready_are_listed(tmp_path, cache, capsys):
         ready.ready_dataset(recognise(tmp_path / "d"))
 
 
+@pytest.mark.parametrize("change", ["cut", "other grid", "unknown", "missing"])
+def test_a_bad_label_leaves_out_one_subject(tmp_path, cache, change, capsys):
+    small_msd(tmp_path / "d")
+    path = tmp_path / "d" / "labelsTr" / "BRATS_002.nii.gz"
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    frame = recognise(tmp_path / "d")
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif change == "missing":
+        path.unlink()
+    else:
+        affine = image.affine + np.outer([change == "other grid", 0, 0, 0], [0, 0, 0, 1])  # 1 mm aside
+        nib.save(nib.Nifti1Image(labels + (3 if change == "unknown" else 0), affine), path)
+    assert ready.ready_dataset(frame)["subject"].tolist() == ["BRATS_001"]
+    reason = {"cut": "truncated", "other grid": "differ", "unknown": "unknown labels", "missing": "no such file"}[change]
+    assert "BRATS_002" in (printed := capsys.readouterr().out) and reason in printed
+
+
+@pytest.mark.parametrize("subject, site", [("../../../../evil", "X"), ("{root}/evil", "X"), ("s", "a/../../../../../evil")])
+def test_names_of_a_manifest_never_lead_out_of_the_cache(tmp_path, cache, subject, site):
+    """Even where the manifest's own check were gone: a frame made by hand comes this way, too."""
+    small_msd(tmp_path / "d")
+    frame = recognise(tmp_path / "d").assign(subject=[subject.format(root=tmp_path), "other"], site=site)
+    made = ready.ready_dataset(frame)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "d"]
+    for cell in made["t1"]:
+        assert Path(cell).resolve().is_relative_to((tmp_path / "cache" / "ready").resolve())
+
+
 def test_simulated_shift_is_monotone_inside_and_zero_outside(monkeypatch):
     monkeypatch.setattr(ready, "NOISE", 0.0)
     monkeypatch.setattr(ready, "COIL", 0.0)
@@ -297,6 +327,16 @@ def test_a_missing_dicom_slice_is_noticed(tmp_path, cache):
         ready.ready_dataset(recognise(tmp_path / "d"))
     (listed,) = (tmp_path / "cache").rglob("left_out.csv")
     assert "a slice is missing" in Path(listed).read_text()
+
+
+def test_a_dicom_slice_without_orientation_leaves_out_one_patient(tmp_path, cache, capsys):
+    for person in ("LIDC-IDRI-0001", "LIDC-IDRI-0002"):
+        series = tmp_path / "d" / person / "1.2.3" / "CT_1.2.3.1"
+        lookalike.dicom(series, np.zeros((8, 8, 9)) + np.arange(9), np.diag([-1.0, -1, 2, 1]), person, "1.2.3", "CT")
+    for path in series.iterdir():  # of the second patient
+        path.write_bytes(path.read_bytes().replace(b"\x20\x00\x37\x00", b"\x20\x00\x38\x00"))  # (0020,0037) gone
+    assert ready.ready_dataset(recognise(tmp_path / "d"))["subject"].tolist() == ["LIDC-IDRI-0001"]
+    assert "LIDC-IDRI-0002" in (printed := capsys.readouterr().out) and "DICOM" in printed
 
 
 def test_every_layout_has_a_lookalike():

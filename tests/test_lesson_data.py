@@ -143,6 +143,28 @@ def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
     assert kind_of(lesson_volumes(lesson, "t1", required=False)) == "simulated"
 
 
+def test_a_single_site_gives_way_or_is_refused(tmp_path, capsys):
+    """A pair of sites is needed: UPENN-GBM alone must not stop lesson 01, which also shows single volumes."""
+    rows = [f"p{i},{'AB'[i == 0]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]  # B's one lacks its T1
+    lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match="cannot be used in lesson 01 .own: only site A; a domain shift needs two"):
+        lesson_manifest(lesson)
+    capsys.readouterr()
+    assert kind_of(lesson_manifest(lesson, required=False)) == "simulated"
+    assert "only site A" in capsys.readouterr().out
+    assert kind_of(lesson_volumes(lesson, "t1")) == "real"
+
+
+def test_two_sets_of_one_site_each_are_a_pair(tmp_path):
+    for i in range(3):
+        for name in (f"UPENN-GBM-0000{i}_11", f"UCSF-PDGM-000{i}"):
+            for modality in ("FLAIR", "T1", "T2"):
+                (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "d" / name / f"{name}_{modality}.nii.gz").write_bytes(b"x")
+    lesson = open_lesson("01", "quick", data_dir=tmp_path / "d", out_dir=tmp_path / "out")
+    assert set(lesson_manifest(lesson)["site"]) == {"UPENN", "UCSF"}
+
+
 def test_scans_that_lack_an_input_are_left_out_and_counted(tmp_path, capsys):
     rows = [f"p{i},{'AB'[i % 2]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]
     frame = lesson_manifest(own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n"))

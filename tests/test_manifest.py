@@ -65,6 +65,9 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
         ("subject,split\n1,a\n", ["no column 'site'"]),
         ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
         ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
+        ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
+        ("subject,site\n/1,A\n", ["subject '/1'", "rename"]),
+        ("subject,site\n1,A\\B\n", ["site 'A", "rename"]),
     ],
 )
 def test_bad_manifests(tmp_path, text, words):
@@ -189,6 +192,16 @@ def test_split_reproduces_table_1():
         assert set(split["site"]) == {"CBICA", "TCIA"}
         printed = table[(table["direction"] == f"{source} -> {target}") & (table["method"] == "UDA")].iloc[0]
         assert (printed["source"], int(printed["adapt"]), printed["test"]) == counts
+
+
+def test_a_site_of_a_name_mapping_is_no_path(tmp_path):
+    case = tmp_path / "BraTS20_Training_001"
+    case.mkdir()
+    (case / f"{case.name}_t1.nii.gz").write_bytes(b"x")
+    names = "BraTS_2019_subject_ID,BraTS_2020_subject_ID\nBraTS19_../evil_1_1,BraTS20_Training_001\n"
+    (tmp_path / "name_mapping.csv").write_text(names)
+    with pytest.raises(DataError, match="site '../evil' holds"):
+        find_cases(tmp_path)
 
 
 def test_splits_are_disjoint_random_and_repeatable():

@@ -67,7 +67,9 @@ def real_scans(lesson, role, required, modality=None):
     frame = open_dataset(lesson.data_dir)
     reasons = {name: why_not(frame[frame["dataset"] == name], name, role, modality) for name in set(frame["dataset"])}
     usable = frame[frame["dataset"].map(reasons).isna()]
-    if len(usable):
+    if role == "pairs" and len(usable) and (lone := only_site(usable)):
+        reasons |= dict.fromkeys(set(usable["dataset"]), f"only site {lone}; a domain shift needs two sites")
+    elif len(usable):
         return ready_dataset(usable, jobs=torch.get_num_threads(), progress=not headless())
     reason = "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items()))
     if required:
@@ -87,6 +89,13 @@ def why_not(frame, name, role, modality):
     if role == "pairs":
         return None if pair_inputs(frame) else "no scan has FLAIR and T2, or T2 and PD, together with T1"
     return None if has(frame, (modality,)).any() else f"has no {modality.upper()} volumes"
+
+
+def only_site(frame):
+    """The site of all complete pairs where there is but one; None for two or more, or a site that `ready_dataset` will halve."""
+    pairs = frame[has(frame, (*pair_inputs(frame), "t1"))]
+    sites = set(pairs["site"])
+    return sites.pop() if len(sites) == 1 and not (pairs["dataset"] == "msd_task01").all() else None
 
 
 def pair_inputs(frame):

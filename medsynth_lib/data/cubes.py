@@ -13,11 +13,12 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize, SpatialCrop
 
 from medsynth_lib.data.fields import gaussian_blur
-from medsynth_lib.data.nifti import read_volume
+from medsynth_lib.data.nifti import read_volume, volume_name
 from medsynth_lib.data.preprocess import Remembered, SavedContract
 from medsynth_lib.files import DataError
 
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
+LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
 LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
 
 
@@ -59,11 +60,16 @@ def prepare_cube(volume, contract):
 
 
 def scale_ct(volume, window=WINDOW):
-    """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1."""
+    """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1.
+
+    Scanners fill what lies outside their field of view with -2000 or less, which the window takes for air.
+    Raises DataError where nothing of the rest is as light as lung, or nothing heavier than water.
+    """
     low, high = window
-    if not (volume.min() < -500 and volume.max() > 0):
+    light = (volume >= LOWEST_HU) & (volume < -500)
+    if not (light.any() and volume.max() > 0):
         raise DataError(
-            f"{_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
+            f"{volume_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
             "(air -1000, water 0); apply the rescale slope and intercept when converting from DICOM."
         )
     return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
@@ -80,12 +86,12 @@ def scale_t1(volume, percentile=99.5):
     background = float((volume == 0).float().mean())
     if background < LEAST_BACKGROUND:
         raise DataError(
-            f"{_name(volume)}: only {background:.0%} of the voxels are 0, so the skull is still there; "
+            f"{volume_name(volume)}: only {background:.0%} of the voxels are 0, so the skull is still there; "
             "remove it first (SynthStrip or HD-BET), or point DATA_DIR at a data set that the course strips itself."
         )
     if volume.min() < 0:
         raise DataError(
-            f"{_name(volume)}: a T1 image has no negative values ({float(volume.min()):g}); undo its scaling."
+            f"{volume_name(volume)}: a T1 image has no negative values ({float(volume.min()):g}); undo its scaling."
         )
     top = float(np.percentile(volume[volume > 0].numpy(), percentile))
     return 2 * (volume / top).clamp(max=1) - 1
@@ -102,7 +108,7 @@ def trim(volume):
         slices = v.movedim(axis, 0).flatten(1)
         used = torch.nonzero(slices.amax(1) > slices.amin(1))[:, 0]
         if not len(used):
-            raise DataError(f"{_name(volume)}: every slice is blank; convert the file again.")
+            raise DataError(f"{volume_name(volume)}: every slice is blank; convert the file again.")
         start.append(int(used[0]))
         stop.append(int(used[-1]) + 1)
     return SpatialCrop(roi_start=start, roi_end=stop)(volume)
@@ -121,10 +127,6 @@ def resize(volume, size):
 def voxel_size(cube):
     """Voxel size (3) of a prepared cube in mm."""
     return np.linalg.norm(np.asarray(cube.affine)[:3, :3], axis=0)
-
-
-def _name(volume):
-    return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
 
 
 class Cubes(Remembered):

@@ -16,6 +16,7 @@ from medsynth_lib.files import DataError, atomic
 
 MODALITIES = ("flair", "t1", "t1ce", "t2", "pd", "ct", "seg")
 TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade")
+UNSAFE = re.compile(r"[/\\\x00-\x1f]|\.\.")
 CASE_FOLDER = re.compile(r"BraTS\d\d_(?P<site>[^_]+)_(?P<id>.+?)(_1)?", re.IGNORECASE)
 
 
@@ -24,7 +25,7 @@ def read_manifest(path):
 
     Returns a DataFrame whose `attrs["root"]` is the CSV's folder, to which its paths are relative.
 
-    Raises DataError for a missing file, missing columns, an empty subject or site, or a repeated scan.
+    Raises DataError for a missing file, missing columns, a repeated scan, or a subject or site that is empty or a path.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,6 +59,9 @@ def _require_identity(frame, path):
         empty = np.flatnonzero(frame[column].astype(str) == "")
         if empty.size:
             raise DataError(f"{path}: line {empty[0] + 2} has an empty '{column}'; fill it in.")
+        for name in frame[column].astype(str):
+            if UNSAFE.search(name):  # outputs are named after subject and site
+                raise DataError(f"{path}: {column} {name!r} holds '/', '\\', '..' or a control character; rename it.")
 
 
 def write_manifest(frame, path):
@@ -99,6 +103,7 @@ def find_cases(folder):
     mapping = _name_mapping(folder)
     frame = pd.DataFrame([_case_row(case, folder, mapping) for case in cases])
     frame.attrs["root"] = folder
+    _require_identity(frame, folder)  # sites of BraTS 2020 come from name_mapping.csv
     _require_unique_scans(frame)
     return frame
 

@@ -25,8 +25,8 @@ def read_volume(path, labels=False):
     """Read one 3D NIfTI file, checked, without changing its orientation; "file.nii.gz#2" is the third volume of a 4D one.
 
     Returns a MetaTensor (1, x, y, z), float32 in the file's units (scl_slope and scl_inter applied), whose
-    `affine` (4, 4) maps voxels to mm in RAS. With `labels`, values must be among the BraTS labels 0, 1, 2, 4,
-    and an empty volume is allowed.
+    `affine` (4, 4) maps voxels to mm in RAS. With `labels`, values must be among them (True: the BraTS labels
+    0, 1, 2, 4), and an empty volume is allowed.
 
     Raises DataError for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, or a singular affine.
     """
@@ -45,9 +45,11 @@ def read_volume(path, labels=False):
             "repeat the conversion that made this file, or set them to 0."
         )
     if labels:
-        unknown = sorted(set(np.unique(data).tolist()) - set(LABELS))
+        known = LABELS if labels is True else labels
+        unknown = sorted(set(np.unique(data).tolist()) - set(known))
         if unknown:
-            raise DataError(f"{path}: unknown labels {unknown[:5]}; BraTS uses {LABELS}, so map yours to these first.")
+            whose = "BraTS" if labels is True else "this data set"
+            raise DataError(f"{path}: unknown labels {unknown[:5]}; {whose} uses {known}, so map yours to these first.")
     elif not data.any():
         raise DataError(f"{path}: all {data.size} voxels are zero; download or convert the file again.")
     return MetaTensor(
@@ -56,7 +58,7 @@ def read_volume(path, labels=False):
 
 
 def read_header(path):
-    """The nibabel image of one 3D NIfTI volume, its voxels still on disk; DataError for anything else."""
+    """The nibabel image of a NIfTI file, its voxels still on disk: 3D, or 4D for "file.nii.gz#2"; DataError for anything else."""
     file, _, number = str(path).partition("#")
     if not Path(file).is_file():
         raise DataError(f"{path}: no such file; check the path in the manifest, or download the data set again.")
@@ -79,11 +81,7 @@ def read_header(path):
             raise DataError(
                 f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file."
             )
-        try:
-            image = image.slicer[..., int(number)]
-        except (EOFError, zlib.error, OSError, ValueError, OverflowError, MemoryError) as error:
-            raise _truncated(path, error) from error
-    if len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
+    elif len(image.shape) < 3 or any(n != 1 for n in image.shape[3:]):
         raise DataError(
             f"{path}: has shape {image.shape}, but one 3D volume is needed; "
             "split it into one file a volume, for instance with nibabel.four_to_three."
@@ -92,12 +90,13 @@ def read_header(path):
 
 
 def _voxels(image, path):
-    """The scaled voxels, (x, y, z) float32 in native byte order."""
+    """The scaled voxels, (x, y, z) float32 in native byte order; of a 4D file those of the volume that ``path`` names."""
     kind = image.get_data_dtype()
     if kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are of type {kind}, not real numbers; export one number a voxel.")
     try:
-        data = image.get_fdata(dtype=np.float32, caching="unchanged")
+        number = str(path).partition("#")[2]
+        data = image.dataobj[..., int(number)] if number else image.get_fdata(dtype=np.float32, caching="unchanged")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _truncated(path, error) from error
     except (OSError, ValueError, OverflowError, MemoryError) as error:
@@ -106,6 +105,11 @@ def _voxels(image, path):
             f"({str(error).splitlines()[0]}); copy or download it again."
         ) from error
     return np.array(data.reshape(image.shape[:3]), dtype=np.float32)  # our own memory: never a map of the file
+
+
+def volume_name(volume):
+    """What errors call a volume: its file, where it came from one."""
+    return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
 
 
 def _truncated(path, error):
@@ -132,7 +136,7 @@ def read_case(row, modalities=("flair", "t2", "t1"), root=None, labels=True):
     case = {key: read_volume(root / _cell(row, key), labels=key == "seg") for key in keys}
     first = case[keys[0]]
     for other in case.values():
-        _require_same_grid(first, other)
+        require_same_grid(first, other)
     return case
 
 
@@ -141,16 +145,24 @@ def _cell(row, key):
     return value.strip() if isinstance(value, str) else ""  # an empty CSV cell may arrive as NaN
 
 
-def _require_same_grid(first, other):
-    names = f"{first.meta['filename_or_obj']} and {other.meta['filename_or_obj']}"
+def require_same_grid(first, other):
+    """Raise DataError where two MetaTensors (1, x, y, z) differ in shape or affine."""
+    gap = grid_gap([tuple(v.shape[1:]) for v in (first, other)], [v.affine.numpy() for v in (first, other)])
+    if gap:
+        raise DataError(f"{first.meta['filename_or_obj']} and {other.meta['filename_or_obj']}: {gap}")
+
+
+def grid_gap(shapes, affines):
+    """How two grids, of shapes (x, y, z) and affines (4, 4), differ, as text; None where they agree to TOLERANCE_MM."""
     remedy = "resample one onto the other's grid."
-    if first.shape != other.shape:
-        raise DataError(f"{names}: shapes {tuple(first.shape[1:])} and {tuple(other.shape[1:])} differ; {remedy}")
-    gap = (first.affine - other.affine).abs()
-    gap[:3, :3] *= max(first.shape)  # a tilted axis counts by how far it moves the last voxel
-    if gap.max() > TOLERANCE_MM:
-        rows = [np.round(v.affine[:3].numpy(), 4).tolist() for v in (first, other)]
-        raise DataError(f"{names}: affines {rows[0]} and {rows[1]} differ by up to {float(gap.max()):.4g} mm; {remedy}")
+    if shapes[0] != shapes[1]:
+        return f"shapes {shapes[0]} and {shapes[1]} differ; {remedy}"
+    gap = np.abs(affines[0] - affines[1])
+    gap[:3, :3] *= max(shapes[0])  # a tilted axis counts by how far it moves the last voxel
+    if gap.max() <= TOLERANCE_MM:
+        return None
+    rows = [np.round(affine[:3], 4).tolist() for affine in affines]
+    return f"affines {rows[0]} and {rows[1]} differ by up to {float(gap.max()):.4g} mm; {remedy}"
 
 
 def write_volume(path, array, affine, dtype="int16"):

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, ResizeWithPadOrCropd, Spacingd
 from torch.utils.data import Dataset
 
-from medsynth_lib.data.nifti import read_case
+from medsynth_lib.data.nifti import read_case, volume_name
 from medsynth_lib.files import DataError, atomic
 
 NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
@@ -143,7 +143,7 @@ def prepare(case, contract):
     mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
     if not mask.any():
         raise DataError(
-            f"{_name(case[contract.inputs[0]])}: no voxel in the {contract.size} crop is nonzero in all of "
+            f"{volume_name(case[contract.inputs[0]])}: no voxel in the {contract.size} crop is nonzero in all of "
             f"{contract.inputs}; check the affine and that the modalities are registered."
         )
     scaled = {
@@ -157,10 +157,6 @@ def prepare(case, contract):
     if "seg" in moved:
         sample["seg"] = moved["seg"].as_tensor()
     return sample
-
-
-def _name(volume):
-    return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
 
 
 def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
@@ -177,7 +173,7 @@ def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
     brain = data != 0
     values = data[brain].double().numpy()
     if not values.size:
-        raise DataError(f"{_name(volume)}: all voxels are zero inside the crop; check its affine and size.")
+        raise DataError(f"{volume_name(volume)}: all voxels are zero inside the crop; check its affine and size.")
     if method == "nyul":
         return _fill(brain, np.interp(values, _spread(volume, values, NYUL_PERCENTILES), landmarks))
     if method == "zscore":
@@ -191,7 +187,7 @@ def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
         raise DataError(f"normalisation '{method}' is unknown; use one of {NORMALISATIONS}.")
     if not high > low:
         raise DataError(
-            f"{_name(volume)}: all brain voxels are {low:g}; an image without contrast cannot be normalised."
+            f"{volume_name(volume)}: all brain voxels are {low:g}; an image without contrast cannot be normalised."
         )
     return _fill(brain, (values - low) / (high - low))
 
@@ -207,7 +203,7 @@ def _spread(volume, values, percentiles):
     marks = np.percentile(values, percentiles)
     if not marks[-1] > marks[0]:
         raise DataError(
-            f"{_name(volume)}: percentiles {percentiles[0]} and {percentiles[-1]} of the brain are both "
+            f"{volume_name(volume)}: percentiles {percentiles[0]} and {percentiles[-1]} of the brain are both "
             f"{marks[0]:g}; an image without contrast cannot be normalised."
         )
     return marks

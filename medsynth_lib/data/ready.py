@@ -16,7 +16,6 @@ import json
 from functools import cache
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
@@ -27,12 +26,12 @@ from medsynth_lib.data.atlas import template_path
 from medsynth_lib.data.fields import gaussian_blur, random_field
 from medsynth_lib.data.layouts import stem
 from medsynth_lib.data.manifest import MODALITIES
-from medsynth_lib.data.nifti import read_volume, write_volume
+from medsynth_lib.data.nifti import read_volume, require_same_grid, write_volume
+from medsynth_lib.data.pool import run
 from medsynth_lib.data.scanner import rician
-from medsynth_lib.data.simulate import run
 from medsynth_lib.files import DataError, atomic, cache_folder
 
-VERSION = 1  # raise when what is written changes
+VERSION = 2  # raise when what is written changes
 BRAIN_LITRES = (0.8, 2.2)  # a mask outside this range is a failed registration
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is left-posterior-superior, NIfTI's right-anterior-superior
 GAMMA = dict(flair=0.75, t1=1.35, t1ce=1.35, t2=1.25)  # of simulated_shift, and the other four of its settings
@@ -64,7 +63,7 @@ def made_ready(frame, name, root, jobs, progress):
     identity = [VERSION, name, [file_identity(root, row) for _, row in frame.iterrows()]]
     folder = cache_folder("ready", f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}")
     tasks = [(name, dict(row), root, folder, number) for number, (_, row) in enumerate(frame.iterrows())]
-    rows = run(make_scan, tasks, jobs, progress, f"making {name} ready") if tasks else []
+    rows = run(make_scan, tasks, jobs, folder, progress, f"making {name} ready")
     left_out += [row for row in rows if isinstance(row, tuple)]
     rows = [row for row in rows if isinstance(row, dict)]
     with atomic(folder / "left_out.csv") as temporary:
@@ -83,14 +82,16 @@ def file_identity(root, row):
     identity = [row["subject"], row["site"]]
     for modality in MODALITIES:
         if row[modality]:
-            state = (root / row[modality].partition("#")[0]).stat()
-            identity.append([row[modality], state.st_size, state.st_mtime_ns])
+            path = root / row[modality].partition("#")[0]
+            state = path.stat() if path.exists() else None  # its maker will say that it is missing
+            identity.append([row[modality], state and [state.st_size, state.st_mtime_ns]])
     return identity
 
 
 def make_scan(name, row, root, folder, number):
     """Write one scan's volumes unless they are there; its manifest row, or (subject, reason) where it cannot be done."""
-    target = folder / f"{row['subject']}_{row['site']}"
+    scan = json.dumps([row["subject"], row["site"]])  # hashed: a manifest's names must not lead out of the folder
+    target = folder / hashlib.sha256(scan.encode()).hexdigest()[:12]
     if not target.exists():
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same registration everywhere
         try:
@@ -108,7 +109,6 @@ def make_scan(name, row, root, folder, number):
 
 def make_msd(row, root, number):
     """Split the 4D file; every second subject is scanned anew by `simulated_shift`."""
-    path = root / row["flair"].partition("#")[0]
     volumes = {m: read_volume(root / row[m]) for m in ("flair", "t1", "t1ce", "t2")}
     affine = volumes["flair"].affine.numpy()
     arrays = {m: v[0].numpy() for m, v in volumes.items()}
@@ -118,10 +118,9 @@ def make_msd(row, root, number):
         seed = int(hashlib.sha256(row["subject"].encode()).hexdigest()[:8], 16)
         arrays = {m: simulated_shift(a, brain, m, spacing, seed) for m, a in arrays.items()}
     if row["seg"]:
-        labels = np.asarray(nib.load(root / row["seg"]).dataobj).astype(int)
-        if not set(np.unique(labels)) <= {0, 1, 2, 3}:
-            raise DataError(f"{path}: labels {np.unique(labels).tolist()} are not 0 to 3; is this Task01_BrainTumour?")
-        arrays["seg"] = np.array([0, 2, 1, 4])[labels]
+        labels = read_volume(root / row["seg"], labels=(0, 1, 2, 3))
+        require_same_grid(volumes["flair"], labels)
+        arrays["seg"] = np.array([0, 2, 1, 4])[labels[0].numpy().astype(int)]
     return {m: (a, affine) for m, a in arrays.items()}
 
 
@@ -241,17 +240,17 @@ def make_lidc(row, root, number):
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     if len(names) < 2:
         raise DataError(f"{folder}: {len(names)} readable DICOM slice(s); download the series again.")
-    gaps = np.diff([slice_position(name) for name in names])
+    try:
+        gaps = np.diff([slice_position(name) for name in names])
+        image = sitk.ReadImage(names, sitk.sitkFloat32)  # applies the rescale slope and intercept: HU
+    except (RuntimeError, ValueError) as error:  # ValueError: a position that is no three numbers
+        raise DataError(
+            f"{folder}: damaged DICOM ({str(error).strip().splitlines()[-1]}); download it again."
+        ) from error
     if np.ptp(gaps) > 0.01 * abs(gaps).max() + 1e-3:
         raise DataError(
             f"{folder}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or doubled."
         )
-    try:
-        image = sitk.ReadImage(names, sitk.sitkFloat32)  # applies the rescale slope and intercept: HU
-    except RuntimeError as error:
-        raise DataError(
-            f"{folder}: damaged DICOM ({str(error).strip().splitlines()[-1]}); download it again."
-        ) from error
     return {"ct": (np.clip(array(image), -1024, 3071), affine_of(image))}
 
 

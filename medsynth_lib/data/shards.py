@@ -14,20 +14,16 @@ within rounding, so a background of -1 or 0 stays one where it is the smallest v
 import hashlib
 import json
 import mmap
-import os
 import re
 import shutil
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
+from medsynth_lib.data.pool import run
 from medsynth_lib.files import DataError, atomic
 
 FORMAT = 1  # raise when the files change; a cache of another format is refused
@@ -69,7 +65,7 @@ def build(make, tasks, folder, key, bits=8, items_per_shard=16, jobs=1, progress
         for first, target in zip(firsts, targets, strict=True)
         if not target.exists()
     ]
-    run(missing, folder, jobs, progress)
+    run(write_shard, missing, jobs, folder, progress, "sharding", "shard")
     if missing or not (folder / INDEX).exists():
         write_index(folder, targets, plan)
     return ShardedVolumes(folder)
@@ -84,38 +80,6 @@ def require_plan(path, plan):
                 f"{path}: holds other content ({name} {found[name]!r}, wanted {wanted!r}); "
                 "choose another folder or delete this one."
             )
-
-
-def run(tasks, folder, jobs, progress):
-    """Write the shards in ``jobs`` processes of one thread each."""
-
-    def finish(results):
-        for _ in tqdm(results, total=len(tasks), desc="sharding", unit="shard", disable=not progress):
-            pass
-
-    if jobs == 1 or len(tasks) < 2:
-        return finish(write_shard(*task) for task in tasks)
-    try:
-        with ProcessPoolExecutor(min(jobs, len(tasks)), initializer=prepare_worker) as pool:
-            finish(pool.map(write_shard, *zip(*tasks, strict=True)))
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"{folder}: a worker was killed, most likely for lack of memory; "
-            "build again with fewer jobs or items a shard: finished shards are kept."
-        ) from error
-
-
-def prepare_worker():
-    """One thread a worker; and a worker ends with its parent, even where that was killed and could not tell it."""
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    torch.set_num_threads(1)
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_shard(make, tasks, target, plan, first):

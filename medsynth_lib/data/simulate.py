@@ -2,25 +2,23 @@
 
 import hashlib
 import json
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from medsynth_lib.data.atlas import VERSION as ATLAS_VERSION
 from medsynth_lib.data.atlas import atlas
 from medsynth_lib.data.manifest import read_manifest, write_manifest
 from medsynth_lib.data.nifti import write_volume
+from medsynth_lib.data.pool import run
 from medsynth_lib.data.scanner import CONTRASTS, SITES, scan
 from medsynth_lib.data.subject import make_subject
 from medsynth_lib.data.thorax import make_thorax
 from medsynth_lib.files import DataError, atomic, cache_folder
 
 VERSION = 1  # raise when the simulator's images change: data sets and models made with another version are not reused
-CT_VERSION = 1  # the same for chests
+CT_VERSION = 2  # the same for chests and their truth
 # Disjoint by construction: a split is a range of seeds, and a seed is a person.
 SEEDS = {
     "train": range(0, 10_000),
@@ -55,7 +53,7 @@ def simulated_dataset(counts, shape, spacing, sites=("A", "B"), tumour=True, job
     def write():
         atlas(float(spacing))  # once here, not once in every worker
         tasks = [(folder, split, seed, tuple(shape), spacing, tuple(sites), tumour) for split, seed in seeds]
-        return sum(run(write_subject, tasks, jobs, progress), [])
+        return sum(run(write_subject, tasks, jobs, folder, progress), [])
 
     return written_once(folder, write, {(f"{seed:05d}", f"SIM{site}", source) for _, seed in seeds for site in sites})
 
@@ -75,7 +73,7 @@ def simulated_thoraxes(counts, shape, jobs=1, folder=None, progress=False):
 
     def write():
         tasks = [(folder, split, seed, tuple(shape), source) for split, seed in seeds]
-        return run(write_thorax, tasks, jobs, progress)
+        return run(write_thorax, tasks, jobs, folder, progress)
 
     return written_once(folder, write, {(f"SIM{seed:05d}", "SIMCT", source) for _, seed in seeds})
 
@@ -101,18 +99,6 @@ def describe(shape, spacing, tumour):
     """What simulated images depend on besides subject and site; the manifest's ``source``."""
     kind = "with glioma" if tumour else "tumour-free"
     return f"simulated v{VERSION}.{ATLAS_VERSION}, {'x'.join(map(str, shape))} at {spacing:g} mm, {kind}"
-
-
-def run(function, tasks, jobs, progress, what="simulating"):
-    """Results of ``function(*task)`` for all tasks, in order, in ``jobs`` processes of one thread each."""
-
-    def bar(results):
-        return list(tqdm(results, total=len(tasks), desc=what, unit="subject", disable=not progress))
-
-    if jobs == 1:
-        return bar(function(*task) for task in tasks)
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return bar(pool.map(function, *zip(*tasks, strict=True)))
 
 
 def write_subject(folder, split, seed, shape, spacing, sites, tumour):

@@ -76,7 +76,10 @@ class Canvas:
         return random_field(rng, [k * a for a in self.axes], k * scale, channels)
 
     def share(self, distance, low=0.0, high=np.inf):
-        """Share of a voxel whose distance lies between ``low`` and ``high``: exact for a plane along the grid."""
+        """Share of a voxel whose distance lies between ``low`` and ``high``, taken as a cube of the mean size met face on.
+
+        Right on average over where a surface lies between voxels; a slab along the grid may be off by a tenth of a voxel.
+        """
         h = self.voxel
         return ((distance + h / 2).clamp(max=high) - (distance - h / 2).clamp(min=low)).clamp(min=0) / h
 
@@ -104,7 +107,7 @@ def make_thorax(seed, shape=(64, 64, 64), noise=True):
         shape: voxels; below about 48 along an axis ribs and vessels blur away.
         noise: with the scanner's noise, or noise-free.
 
-    Returns a Thorax, with HU from -1024 to about 1000.
+    Returns a Thorax, with HU from -1024 up to those of dense bone, 550, and its noise.
     """
     person, canvas = draw_person(seed), Canvas(seed, shape)
     texture = canvas.field(generator(seed, "texture"), 12)[0]
@@ -118,11 +121,13 @@ def make_thorax(seed, shape=(64, 64, 64), noise=True):
     lungs = torch.minimum(lungs, -middle - 1.5)
     skeleton(canvas, person, x, y, z, wall)
     inside = canvas.share(lungs)
-    emphysema_percent = fill_lungs(canvas, seed, person, inside, x, y, z, texture)
+    fill_lungs(canvas, seed, person, inside, x, y, z, texture)
     trees(canvas, seed, person, lungs, inside)
+    lung_ml = float(inside.sum(dtype=torch.float64) * np.prod(canvas.spacing) / 1000)
+    emphysema_percent = 100 * canvas.ml("emphysema") / lung_ml  # what fissures, vessels and bronchi have left of it
     truth = dict(
         seed=seed,
-        lung_ml=float(inside.sum(dtype=torch.float64) * np.prod(canvas.spacing) / 1000),
+        lung_ml=lung_ml,
         emphysema_percent=emphysema_percent,
         fat_ml=canvas.ml("fat"),
         bone_ml=canvas.ml("cortical", "marrow"),
@@ -296,9 +301,8 @@ def spine(canvas, x, y, z, depth):
 
 
 def fill_lungs(canvas, seed, person, inside, x, y, z, texture):
-    """Paint parenchyma, emphysema and fissures; return the share of the lung that is emphysema, in percent."""
+    """Paint parenchyma, emphysema and fissures."""
     canvas.paint("lung", inside)
-    percent = 0.0
     if person["emphysema"]:
         rng = generator(seed, "emphysema")
         spots = canvas.field(rng, 22)[0] + 0.6 * canvas.field(rng, 11)[0] + person["upper_lobe"] * z / 80
@@ -306,12 +310,10 @@ def fill_lungs(canvas, seed, person, inside, x, y, z, texture):
         sick = inside * torch.sigmoid((spots - level) * 25)
         canvas.fractions[MATERIALS.index("lung")] -= sick
         canvas.fractions[MATERIALS.index("emphysema")] += sick
-        percent = float(100 * sick.sum(dtype=torch.float64) / inside.sum(dtype=torch.float64))
     oblique = (z + 1.1 * y - 8) / 1.49 + 3 * texture
     horizontal = z - 12 - 0.1 * x + 2 * texture
     canvas.paint("soft", inside * canvas.share(oblique, -0.5, 0.5))
     canvas.paint("soft", inside * canvas.share(horizontal, -0.5, 0.5) * (oblique > 0) * (x > 0))
-    return percent
 
 
 def trees(canvas, seed, person, lungs, inside):
@@ -336,7 +338,10 @@ def trees(canvas, seed, person, lungs, inside):
 
 
 def lung_points(rng, canvas, lungs, side, count):
-    """Points (count, 3) in mm spread over one lung, at least 4 mm under its surface; the same draws on every grid."""
+    """At most ``count`` points (n, 3) in mm spread over one lung, at least 4 mm under its surface.
+
+    Which draws are deep enough depends on the grid a little, so one seed grows almost the same tree on every grid.
+    """
     low, high = (np.array([a[0] for a in canvas.axes]), np.array([a[-1] for a in canvas.axes]))
     half = np.array(FIELD_OF_VIEW) / 2
     points = np.array(CENTRE) + rng.uniform(-1, 1, (20 * count, 3)) * half

@@ -21,6 +21,7 @@ def measure(hu, spacing):
     """Volumes of one chest CT: lung_ml, emphysema_percent (of the lung), fat_ml and bone_ml.
 
     hu: (x, y, z) in Hounsfield units. spacing: voxel size (3) in mm. Raises ValueError where there is no lung.
+    Air in bronchi open to the lung is below -950, too: simulated chests without emphysema measure 0.3 to 0.6 %.
     """
     masks = tissue_masks(hu, spacing)
     ml = {name: float(mask.sum() * np.prod(spacing) / 1000) for name, mask in masks.items()}
