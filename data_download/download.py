@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
+import pooch
 import requests
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -133,16 +134,19 @@ def fetch(file, folder, entry):
 
 
 def download(file, path):
-    """Bring one file of the registry to ``path``, a name it gets when it is whole and its hash is right, and not before."""
+    """Bring one file of the registry to ``path`` by pooch: a name it gets when it is whole and its hash is right."""
     transfer = Resuming(path, file.get("bytes"))
-    transfer.run(file["url"])
-    if "md5" in file and (found := digest(transfer.part, "md5")) != file["md5"]:
+    known = f"md5:{file['md5']}" if "md5" in file else None
+    try:
+        pooch.retrieve(file["url"], known, path.name, path.parent, downloader=transfer)
+    except DataError:
+        raise
+    except requests.RequestException as error:
+        raise DataError(f"{file['url']}: {error}; check the address in the registry.") from error
+    except ValueError as error:  # pooch's report
         transfer.forget()
-        raise DataError(
-            f"{file['url']}: wrong hash (md5 {found}, the registry says {file['md5']}), so nothing was kept; try again later."
-        )
-    os.replace(transfer.part, path)
-    transfer.state.unlink(missing_ok=True)
+        raise DataError(f"{file['url']}: wrong hash, so nothing was kept ({error}); try again later.") from error
+    transfer.forget()
 
 
 def clear(incoming):
@@ -150,7 +154,7 @@ def clear(incoming):
     for entry in incoming.iterdir() if incoming.exists() else []:
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name.startswith("."):
+        elif entry.name.startswith((".", "tmp")):  # pooch's names begin with tmp
             entry.unlink()
 
 
@@ -160,12 +164,21 @@ def digest(path, algorithm):
 
 
 class Resuming:
-    """One download, which keeps what came in NAME.part and asks for the rest, also after a crash."""
+    """A downloader for pooch that keeps what came in NAME.part and asks for the rest, also after a crash."""
 
     def __init__(self, path, expected=None):
         self.part = path.with_name(f"{path.name}.part")
         self.state = path.with_name(f"{path.name}.part.json")  # of which version and length the whole file is
         self.expected = expected
+
+    def __call__(self, url, output_file, _pooch):
+        """Give pooch the whole file under its name, too: until the hash is known to be right, the part stays."""
+        self.run(url)
+        Path(output_file).unlink(missing_ok=True)
+        try:
+            os.link(self.part, output_file)
+        except OSError:  # a file system without links
+            shutil.copyfile(self.part, output_file)
 
     def run(self, url):
         """Return when the part is the whole file; DataError where the server gives up, or its file is another one."""
