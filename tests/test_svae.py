@@ -3,10 +3,14 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch.distributions import Normal, kl_divergence
 
+from medsynth_lib.course import uda
+from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
@@ -122,10 +126,40 @@ def test_divergences_against_torch():
     p, q = gaussians()
     assert torch.allclose(kl(p, q), kl_divergence(normal(p), normal(q)))
     assert torch.allclose(reverse_kl(p, q), kl_divergence(normal(q), normal(p)))
-    assert torch.allclose(symmetric_kl(p, q), symmetric_kl(q, p))
+    both = kl_divergence(normal(p), normal(q)), kl_divergence(normal(q), normal(p))
+    assert torch.allclose(symmetric_kl(p, q), sum(both) / 2)
     standard = Normal(torch.zeros_like(p[0]), 1.0)
     assert torch.allclose(gaussian_kl(*p), kl_divergence(normal(p), standard))
     assert torch.allclose(printed_kl(*p), kl_divergence(standard, normal(p)))
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "symmetric_kl"])
+def test_kl_against_monte_carlo(name):
+    """The mean of log p - log q under p, without any library's closed form; within five standard errors."""
+    p, q = gaussians(seed=1, shape=(4,))
+    generator = torch.Generator().manual_seed(2)
+
+    def log_ratio(a, b):  # log a - log b at draws from a; the shared constant cancels
+        z = torch.randn(200_000, 4, generator=generator, dtype=torch.float64)
+        x = a[0] + (a[1] / 2).exp() * z
+        return (((x - b[0]).square() / b[1].exp() + b[1]) - (z.square() + a[1])) / 2
+
+    draws = {"kl": log_ratio(p, q), "reverse_kl": log_ratio(q, p)}
+    draws["symmetric_kl"] = (draws["kl"] + draws["reverse_kl"]) / 2
+    error = draws[name].std(0) / len(draws[name]) ** 0.5
+    assert ((draws[name].mean(0) - DIVERGENCES[name](p, q)).abs() < 5 * error).all()
+    assert (error < 0.05 * DIVERGENCES[name](p, q)).all()  # else the test could not tell
+
+
+def test_wasserstein_against_monte_carlo():
+    """Sorted draws of each are the optimal coupling in one dimension."""
+    p, q = gaussians(seed=1, shape=(4,))
+    generator = torch.Generator().manual_seed(2)
+    draws = [
+        g[0] + (g[1] / 2).exp() * torch.randn(200_000, 4, generator=generator, dtype=torch.float64) for g in (p, q)
+    ]
+    one, two = (d.sort(0).values for d in draws)
+    assert torch.allclose((one - two).square().mean(0), wasserstein2(p, q), rtol=0.03, atol=1e-3)
 
 
 def test_wasserstein_is_that_of_the_optimal_coupling():
@@ -143,20 +177,31 @@ def test_divergences_are_zero_only_at_equality(name):
     assert (DIVERGENCES[name](p, q) > 0).all()
 
 
-def test_loss_is_sse_plus_weighted_kl_and_printed_as_printed():
+def test_each_misprint_alone_and_both():
+    """Same weights, same draws: "reversed" changes only the KL, "unsquared" only the error, "printed" both."""
     torch.manual_seed(0)
     x = torch.rand(4, 1, 16, 16)
     losses = {}
-    for loss, weight in itertools.product(("elbo", "printed"), (0.0, 0.5)):
+    for loss, weight in itertools.product(("elbo", "reversed", "unsquared", "printed"), (0.0, 0.5)):
         torch.manual_seed(1)
         algorithm = SliceVAE(RECIPE | dict(loss=loss, kl_weight=weight))
         torch.manual_seed(2)
         losses[loss, weight] = algorithm.losses(x)
-    elbo, printed = losses["elbo", 0.5], losses["printed", 0.5]
-    assert torch.isclose(losses["elbo", 0.0]["loss"], elbo["sse"])
-    assert torch.isclose(elbo["loss"], elbo["sse"] + 0.5 * elbo["kl"])
-    assert torch.isclose(printed["sse"], elbo["sse"]) and not torch.isclose(printed["kl"], elbo["kl"])
-    assert losses["printed", 0.0]["loss"] < elbo["sse"].sqrt()  # the mean of roots lies below the root of the mean
+    elbo = losses["elbo", 0.5]
+    error = {loss: losses[loss, 0.0]["loss"] for loss in ("elbo", "reversed", "unsquared", "printed")}
+    kls = {loss: losses[loss, 0.5]["kl"] for loss in error}
+    for loss in error:
+        assert torch.isclose(losses[loss, 0.5]["loss"], error[loss] + 0.5 * kls[loss])
+        assert torch.isclose(losses[loss, 0.5]["sse"], elbo["sse"])
+    assert error["elbo"] == error["reversed"] == elbo["sse"] and error["unsquared"] == error["printed"]
+    assert error["printed"] < elbo["sse"].sqrt()  # the mean of roots lies below the root of the mean
+    assert kls["elbo"] == kls["unsquared"] and kls["reversed"] == kls["printed"]
+    torch.manual_seed(2)
+    _, mean, log_variance = algorithm.networks["vae"](x)
+    assert torch.isclose(kls["elbo"], gaussian_kl(mean, log_variance).sum() / 4)
+    assert torch.isclose(kls["reversed"], printed_kl(mean, log_variance).sum() / 4)
+    with pytest.raises(ValueError, match="loss 'elbow'"):
+        SliceVAE(RECIPE | dict(loss="elbow"))
 
 
 @pytest.mark.parametrize("norm", ["batch", "slice"])
@@ -250,3 +295,46 @@ def test_a_deformed_head_is_another_one_of_the_same_brightness():
     assert torch.allclose(inside, torch.full_like(inside, 0.8), atol=0.01)
     share = one.gt(0.4).float().mean() / x.gt(0.4).float().mean()
     assert 0.75 < share < 1.33 and (one - x).abs().max() > 0.2
+
+
+# -- what is trained and shipped ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["quick", "lesson", "gpu", "paper"])
+def test_lessons_03_and_04_share_their_models(profile, monkeypatch):
+    """Recipe, scans and contract make an artefact's key: equal here, so one shipped s-VAE and one 3D VAE serve both lessons."""
+    one, two = (load_settings(number, profile) for number in ("03", "04"))
+    for key in ("sites", "shape", "spacing", "size", "normalisation", "svae", "vae3d"):
+        assert getattr(one, key) == getattr(two, key), key
+    assert all(one.counts[split] == two.counts[split] for split in ("train", "tune"))
+    calls = []
+
+    def train_or_load(name, recipe, train, tune):
+        calls.append((name, recipe))
+        raise InterruptedError
+
+    monkeypatch.setattr(uda, "train_or_load", train_or_load)
+    study = uda.Study(None, None, two, "SIMA", "SIMB")
+    study.train = study.tune = ()
+    for changes in ({}, two.vae3d):
+        with pytest.raises(InterruptedError):
+            study.vae(**changes)
+    recipe = dict(algorithm="svae", **one.svae, seed=0)  # as in lesson 03
+    assert calls == [("svae2d-SIMA", recipe), ("svae3d-SIMA", recipe | one.vae3d)]
+
+
+SHIPPED = sorted((notebooks_folder() / "pretrained").glob("svae*"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_weights_are_small_and_good(folder):
+    """At most 16 MB each; the s-VAE that lessons rest on reconstructs held-out T1 at 20 dB inside the brain.
+
+    Its 3D twin and its per-slice variant are shorter trainings for comparison: they are shown with the PSNR they reach.
+    """
+    assert (folder / "weights.safetensors").stat().st_size <= 16e6
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    psnr = -10 * np.log10(pd.read_csv(folder / "history.csv")["tune_brain_mse"].iloc[-1])
+    assert np.isfinite(psnr)
+    if recipe["dims"] == 2 and recipe["norm"] == "batch":
+        assert psnr >= 20

@@ -100,11 +100,19 @@ def printed_kl(mean, log_variance):
     return ((1 + mean.square()) * (-log_variance).exp() + log_variance - 1) / 2
 
 
+LOSSES = {  # which KL; whether the error is the norm (True) or its square
+    "elbo": (gaussian_kl, False),
+    "reversed": (printed_kl, False),
+    "unsquared": (gaussian_kl, True),
+    "printed": (printed_kl, True),
+}
+
+
 class SliceVAE:
     r"""The slice-VAE on whole volumes: sum of squared errors + ``kl_weight`` x KL(q(z | x) || N(0, I)), a mean over slices.
 
     Eq. (1) is misprinted twice: it has KL(N(0, I) || q), which is not that of the evidence lower bound, and a norm without
-    its square. ``loss`` "elbo" is what a VAE minimises; "printed" is the equation as it stands.
+    its square. ``loss`` "elbo" is what a VAE minimises; "reversed" and "unsquared" have one misprint each; "printed" has both.
     ``recipe`` keys: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices (see `choose`), norm,
     width, loss, kl_weight, and the learning rate's schedule.
     """
@@ -112,6 +120,8 @@ class SliceVAE:
     reads = ("y", "mask")  # of a sample
 
     def __init__(self, recipe):
+        if recipe["loss"] not in LOSSES:
+            raise ValueError(f"loss {recipe['loss']!r} is unknown; use one of {tuple(LOSSES)}")
         self.recipe = recipe
         vae = VAE(**{k: recipe[k] for k in ("size", "dims", "norm", "width")})
         # the memory layout changes no number's meaning, but makes convolutions a third faster on a CPU
@@ -140,10 +150,9 @@ class SliceVAE:
         """Eq. (1) on images (n, 1, ...), each term summed over an image and averaged over the n."""
         x_hat, mean, log_variance = self.networks["vae"](x)
         sse = (x_hat - x).square().flatten(1).sum(1)
-        kl, error = gaussian_kl(mean, log_variance), sse
-        if self.recipe["loss"] == "printed":
-            kl, error = printed_kl(mean, log_variance), sse.sqrt()
-        kl = kl.flatten(1).sum(1).mean()
+        divergence, unsquared = LOSSES[self.recipe["loss"]]
+        kl = divergence(mean, log_variance).flatten(1).sum(1).mean()
+        error = sse.sqrt() if unsquared else sse
         return {"loss": error.mean() + self.recipe["kl_weight"] * kl, "sse": sse.mean(), "kl": kl}
 
     def backward(self, loss):
