@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.modules import module as hooks
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -38,22 +38,23 @@ from torch.utils.checkpoint import checkpoint
 
 PARTS = ("parameters", "gradients", "optimiser state", "activations", "temporaries", "buffers", "inputs")
 MIB, GIB = 2**20, 2**30
+FORWARD, AGAIN, BACKWARD = range(3)
 ACTIVE = []  # the accounts that `phase` speaks to
 
 
 class Storage:
     """One block of memory, however many views share it."""
 
-    def __init__(self, layer, forward):
-        self.size, self.layer, self.forward, self.part = 0, layer, forward, "temporaries"
+    def __init__(self, layer, moment):
+        self.size, self.layer, self.moment, self.part = 0, layer, moment, "temporaries"
 
 
 class Account(TorchDispatchMode):
     """A ledger of all tensor storages that operations make or read while it is active, real or fake.
 
     ``events`` lists (bytes, Storage, phase): positive where a storage appears, negative where it ends. A storage is one of
-    "activations" if it is made outside the backward pass and read in it, whoever kept it: autograd, a custom Function or a
-    checkpoint. `own` names the rest; what has no name is temporary.
+    "activations" if it is made in one moment of a step (`moment`) and read in a later one, whoever kept it: autograd, a custom
+    Function or a checkpoint. `own` names the rest; what has no name is temporary.
     """
 
     def __init__(self):
@@ -82,43 +83,44 @@ class Account(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.find_gradients()
-        in_backward = torch._C._current_graph_task_id() != -1
-        forward = (
-            not in_backward or torch.is_grad_enabled()
-        )  # a checkpoint computes forward again within the backward pass
-        layer = self.layer(forward)
+        now = moment()
+        layer = self.layer(now)
         for tensor in tensors((args, kwargs)):
-            storage = self.see(tensor, layer, forward)
-            if in_backward and storage.forward and storage.part == "temporaries":
+            storage = self.see(tensor, layer, now)
+            if storage.moment < now and storage.part == "temporaries":
                 storage.part = "activations"
         try:
             out = func(*args, **kwargs or {})
-        except DataDependentOutputException as error:  # a number is read from a fake tensor: a drawn index, say
+        except (
+            DataDependentOutputException,
+            DynamicOutputShapeException,
+        ) as error:  # a number is read from a fake tensor: a drawn index, say
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise ValueError(
                     f"{func} needs real values, which fake tensors lack; keep it out of the step"
                 ) from error
             out = True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
         for tensor in tensors(out):
-            self.see(tensor, layer, forward)
+            self.see(tensor, layer, now)
         return out
 
-    def layer(self, forward):
+    def layer(self, now):
         """The module whose forward pass runs; in a backward pass the one that made the autograd node that runs.
 
         Nodes are numbered as they are made, just before their operation gets here: the first to come with a number made it.
         """
-        if forward:
-            return self.nodes.setdefault(torch.autograd._get_sequence_nr() - 1, self.layers[-1]) and self.layers[-1]
+        if now < BACKWARD:
+            self.nodes.setdefault(torch.autograd._get_sequence_nr() - 1, self.layers[-1])
+            return self.layers[-1]
         node = torch._C._current_autograd_node()
         return self.nodes.get(node._sequence_nr(), "") if node is not None else self.layers[-1]
 
-    def see(self, tensor, layer="", forward=True):
+    def see(self, tensor, layer="", now=FORWARD):
         """The Storage of a tensor, entered if it is new, corrected if it was resized."""
         block = tensor.untyped_storage()
         key, size = block._cdata, block.nbytes()
         if key not in self.live:
-            self.live[key] = Storage(layer, forward), weakref.ref(block, lambda _: self.end(key))
+            self.live[key] = Storage(layer, now), weakref.ref(block, lambda _: self.end(key))
         storage = self.live[key][0]
         if size != storage.size:
             self.enter(size - storage.size, storage)
@@ -154,6 +156,13 @@ class Account(TorchDispatchMode):
     def total(self):
         """Bytes alive now."""
         return sum(storage.size for storage, _ in self.live.values())
+
+
+def moment():
+    """Outside a backward pass; in one, but with gradients, as a checkpoint computes its block again; or in one."""
+    if torch._C._current_graph_task_id() == -1:
+        return FORWARD
+    return AGAIN if torch.is_grad_enabled() else BACKWARD
 
 
 def tensors(tree):
