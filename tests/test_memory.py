@@ -175,7 +175,7 @@ PAIRS = {
     "SegResNet 32, checkpointed": (segresnet, Setting(32, 1, checkpointing=True)),
     "UNet 24, half the slices": (unet, Setting(24, 2, sub_volume=0.5)),
     "HA-GAN 32": (small_hagan, Setting(32, 2)),
-    "HA-GAN 64, lean": (small_lean, Setting(64, 1)),
+    "HA-GAN 32, lean": (small_lean, Setting(32, 1)),
 }
 
 
@@ -295,29 +295,42 @@ def test_requests_that_make_no_sense():
         plan(lambda: nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)), 8, checkpointing=True)
 
 
-def test_largest_setting(monkeypatch):
-    """Peaks of size^3 x batch KiB, so that the arithmetic is plain: 1 GiB aside, 15 % more than the peak."""
-    made = lambda peak: type("Report", (), {"peak": peak})  # noqa: E731
-    monkeypatch.setattr(memory, "plan", lambda build, size, batch, **_: made(size**3 * batch * 1024))
+@pytest.fixture
+def plain_plan(monkeypatch):
+    """Plans of size^3 x batch KiB, so that the arithmetic is plain; checkpointing halves them."""
+
+    def plan(build, size, batch, checkpointing=False, **_):
+        return type("Report", (), {"peak": size**3 * batch * 1024 / (2 if checkpointing else 1)})
+
+    monkeypatch.setattr(memory, "plan", plan)
+
+
+def test_largest_setting(plain_plan):
+    """1 GiB aside, 15 % more than the peak."""
     table = memory.largest(None, (64, 128, 256), (1, 2, 4), cards=(1, 4, 80))
     assert table.loc[1].isna().all()
     assert tuple(table.loc[4, ["size", "batch"]]) == (128, 1) and tuple(table.loc[80, ["size", "batch"]]) == (256, 4)
     assert table.loc[4, "card_gib"] == pytest.approx(1 + 1.15 * 2)
 
 
-def test_out_of_memory_becomes_advice():
+def test_out_of_memory_becomes_advice(plain_plan):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    text = memory.advice(error, segresnet, Setting(16, 2), memory=2**30 + 2**24)
-    assert "1.0 GiB" in text and "batch 1" in text and "checkpointing" in text and "fits" in text
-    assert memory.advice(RuntimeError("shapes differ"), segresnet, Setting(16), memory=2**30) is None
+    lines = memory.advice(error, None, Setting(128, 2), memory=4 * 2**30).splitlines()
+    assert lines[0] == "Out of memory: the device has 4.0 GiB. Estimated needs:"
+    assert lines[1:4] == [
+        "  128^3, batch 2, fp32: about 5.6 GiB",
+        "  128^3, batch 1, fp32: about 3.3 GiB, fits",
+        "  128^3, batch 2, fp32, checkpointing: about 3.3 GiB, fits",
+    ]
+    assert memory.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
 
 
 def test_command_line(capsys):
     network = "tests.test_memory:segresnet" if __name__.startswith("tests.") else f"{__name__}:segresnet"
-    assert memory.main([network, "--size", "16", "--batch", "1", "2", "--layers", "3"]) == 0
+    assert memory.main([network, "--size", "8", "16", "--layers", "3"]) == 0
     text = capsys.readouterr().out
-    assert "16^3, batch 2: peak" in text and "optimiser" in text and "layer" in text
+    assert "16^3, batch 1: peak" in text and "optimiser" in text and "layer" in text
     assert memory.main(["UNet", "channels=(4,8)", "strides=(2,)", "--size", "8", "--checkpointing"]) == 0
     assert memory.main(["NoSuchNet"]) == 2 and "neither HA-GAN" in capsys.readouterr().err
     assert memory.main(["HA-GAN", "depth=3"]) == 2 and "takes no depth" in capsys.readouterr().err
