@@ -1,0 +1,371 @@
+"""Memory: the accountant against numbers worked out by hand and against real steps, conservation, the planner, HA-GAN's gates."""
+
+import functools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import SegResNet, UNet
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from medsynth_lib.evaluation import memory
+from medsynth_lib.evaluation.memory import MIB, Account, Setting, Training, account, hagan, phase, plan, training
+from medsynth_lib.models import hagan_lean
+
+FLOAT = 4  # bytes
+ONE = FLOAT  # the gradient of the loss, 1.0: made before the backward pass and read in it, so it counts as stored
+
+
+def segresnet():
+    return SegResNet(spatial_dims=3, in_channels=1, out_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
+
+
+def unet():
+    return UNet(3, 1, 1, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
+
+
+def small_hagan(size=32, sub_volume=1 / 8, lean=False):
+    return hagan(size, sub_volume, latent=16, c=4, lean=lean)
+
+
+def small_lean(size=32):
+    return small_hagan(size, lean=True)
+
+
+def trained(network, x, optimiser=torch.optim.Adam):
+    """Training of the sum of a network's output, which needs nothing saved for its gradient."""
+    adam = optimiser([p for p in network.parameters() if p.requires_grad]) if optimiser else None
+
+    def step():
+        network.zero_grad()
+        with phase("forward"):
+            loss = network(x).sum()
+        with phase("backward"):
+            loss.backward()
+        del loss
+        with phase("optimiser"):
+            if adam:
+                adam.step()
+
+    return Training(step, {"net": network}, {"net": adam} if adam else {}, {"x": x})
+
+
+# -- by hand -------------------------------------------------------------------------------------------------------------------
+
+
+def test_linear_layer_with_adam():
+    """8 -> 4 on a batch of 3: two moments and a counter a parameter; Adam's denominator is made by a root and a division."""
+    report = account(lambda: trained(nn.Linear(8, 4), torch.rand(3, 8)))
+    parameters, counters = FLOAT * (8 * 4 + 4), 2 * FLOAT
+    assert report.parts == {
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimiser state": 2 * parameters + counters,
+        "activations": 0,  # what the layer saves is the input itself
+        "temporaries": 2 * FLOAT * 8 * 4,
+        "buffers": 0,
+        "inputs": FLOAT * 3 * 8,
+    }
+    standing = 3 * parameters + counters + FLOAT * 3 * 8
+    peaks = report.phases["peak"]
+    assert report.peak == peaks["optimiser"] == standing + parameters + 2 * FLOAT * 8 * 4
+    assert peaks["forward"] == standing + FLOAT * (3 * 4 + 1)  # output and loss
+    assert report.kept == report.leaked == 0
+
+
+def test_an_activation_that_two_layers_save_counts_once():
+    """ReLU saves its output, which the next layer saves as its input; the first layer's output is temporary."""
+    make = lambda: trained(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.rand(512, 64))  # noqa: E731
+    report = account(make)
+    assert report.phases["activations"]["backward"] == FLOAT * 512 * 64 + ONE
+    assert report.phases["temporaries"]["forward"] == FLOAT * (512 * 64 + 1)  # by then the last output and the loss
+    assert report.layers.loc["net.1", "activations"] == FLOAT * 512 * 64
+
+
+def test_frozen_layers_have_no_gradients():
+    def make():
+        network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32, bias=False))
+        network[0].requires_grad_(False)
+        return trained(network, torch.rand(2, 64))
+
+    report = account(make)
+    assert report.parts["gradients"] == FLOAT * 64 * 32 and report.parts["parameters"] == FLOAT * (64 * 65 + 64 * 32)
+    assert report.parts["optimiser state"] == 2 * FLOAT * 64 * 32 + FLOAT
+
+
+@pytest.mark.parametrize("checkpointing, stored", [(False, 2 * 5), (True, 4 + 2)])
+def test_checkpointed_chain(checkpointing, stored):
+    """Five blocks of two tanh each: ten outputs; or four inputs of blocks (the first is the batch) and two computed again."""
+
+    def make():
+        block = lambda: nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())  # noqa: E731
+        network = nn.Sequential(nn.Sequential(*(block() for _ in range(5))))
+        assert not checkpointing or memory.checkpoint_blocks(network) == 5
+        return trained(network, torch.rand(1000, 16), optimiser=None)
+
+    report = account(make)
+    assert report.timeline["activations"].max() == stored * FLOAT * 1000 * 16 + ONE
+    assert report.kept == report.leaked == 0
+
+
+class Rebuilt(torch.autograd.Function):
+    """relu(x + 1) squared, which saves its input alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x + 1).relu().square()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * (x + 1).relu() * gradient
+
+
+def test_custom_functions_keep_what_they_save():
+    class Net(nn.Linear):
+        def forward(self, x):
+            return Rebuilt.apply(super().forward(x))
+
+    report = account(lambda: trained(Net(16, 16), torch.rand(1000, 16), optimiser=None))
+    assert report.phases["activations"]["backward"] == FLOAT * 1000 * 16 + ONE
+
+
+def test_gradients_dropped_in_hooks_never_add_up():
+    def make():
+        network = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(4)))
+
+        def apply(parameter):
+            with torch.no_grad():
+                parameter.sub_(parameter.grad, alpha=0.1)
+            parameter.grad = None
+
+        for parameter in network.parameters():
+            parameter.register_post_accumulate_grad_hook(apply)
+        return trained(network, torch.rand(2, 64), optimiser=None)
+
+    report = account(make)
+    assert report.timeline["gradients"].max() == FLOAT * 64 * 64
+
+
+def test_views_count_once_and_in_place_operations_nothing():
+    with FakeTensorMode(), Account() as ledger:
+        x = torch.ones(1000)
+        view = x.view(10, 100).t()[2:]
+        x.add_(1).relu_()
+        view.mul_(2)
+        assert ledger.total() == 4000
+        copy = x + 1
+        assert ledger.total() == 8000
+        del x
+        assert ledger.total() == 8000  # the view holds it
+        del view, copy
+        assert ledger.total() == 0
+        grown = torch.ones(10)
+        grown.resize_(100)
+        assert ledger.total() == 400
+
+
+# -- against real steps --------------------------------------------------------------------------------------------------------
+
+PAIRS = {
+    "SegResNet 16": (segresnet, Setting(16, 2)),
+    "SegResNet 32, checkpointed": (segresnet, Setting(32, 1, checkpointing=True)),
+    "UNet 24, half the slices": (unet, Setting(24, 2, sub_volume=0.5)),
+    "HA-GAN 32": (small_hagan, Setting(32, 2)),
+    "HA-GAN 32, lean": (small_lean, Setting(32, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_fake_steps_hold_what_real_ones_do(name):
+    """The same ledger on real tensors, where strides, saved tensors and lifetimes are those of the real kernels: within 3 %."""
+    make = functools.partial(training, *PAIRS[name])
+    fake, real = account(make), account(make, fake=False)
+    assert abs(fake.peak / real.peak - 1) < 0.03
+    assert fake.parts == pytest.approx(real.parts, rel=0.03, abs=1e4)
+    assert fake.kept == real.kept == 0
+    assert fake.leaked in (0, hagan_lean.EXPAND.nbytes)  # a constant of its module, which stays
+
+
+def allocated(make):
+    """Peak of the bytes that the allocator gave out during a real second step, by torch's profiler, and what stood before."""
+    made = make()
+    made.step()
+    for optimiser in made.optimisers.values():
+        optimiser.zero_grad()  # the profiler misses the end of what was there before it
+    held = [
+        [n.state_dict() for n in made.networks.values()],
+        [list(o.state.values()) for o in made.optimisers.values()],
+    ]
+    held = {t.data_ptr(): t.nbytes for t in memory.tensors([*held, made.inputs])}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        made.step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return sum(held.values()) + np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max()
+
+
+def test_the_allocator_agrees():
+    """Independent of the ledger: matrix products take no workspace, so the two records agree within 3 %."""
+    layers = [layer for _ in range(4) for layer in (nn.Linear, nn.Tanh)]
+
+    def make():
+        network = nn.Sequential(*(layer(256, 256) if layer is nn.Linear else layer() for layer in layers))
+        return trained(network, torch.rand(2048, 256))
+
+    assert account(make).peak == pytest.approx(allocated(make), rel=0.03)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("build, setting", [(segresnet, Setting(96, 2)), (small_hagan, Setting(128, 2))])
+def test_a_gpu_allocates_what_is_planned(build, setting):
+    """Within 10 % of max_memory_allocated, in single precision; workspaces of cuDNN are part of the difference."""
+    planned = account(functools.partial(training, build, setting))
+    before = torch.cuda.memory_allocated()
+    with torch.device("cuda"):
+        made = training(build, setting)
+        made.step()
+        torch.cuda.reset_peak_memory_stats()
+        made.step()
+    assert abs((torch.cuda.max_memory_allocated() - before) / planned.peak - 1) < 0.1
+
+
+# -- the report ----------------------------------------------------------------------------------------------------------------
+
+
+def test_report_adds_up():
+    report = plan(segresnet, 16)
+    assert sum(report.parts.values()) == report.peak == report.timeline["peak"].max() == report.phases["peak"].max()
+    assert report.layers["peak"].sum() == report.peak and (report.layers["most"] >= report.layers["peak"]).all()
+    assert list(report.phases.index) == ["forward", "backward", "optimiser"]
+    assert (report.timeline.drop(columns="phase") >= 0).all(axis=None)
+    weights = sum(p.numel() for p in segresnet().parameters()) * FLOAT
+    assert report.parts["parameters"] == weights and str(report).startswith("peak ")
+    named = {name for name, _ in segresnet().named_modules()}
+    assert {name for name in report.layers.index if "." in name} <= named
+
+
+def test_values_that_fake_tensors_lack():
+    """An index may be drawn, as HA-GAN draws r; a step whose course depends on values is refused by name."""
+
+    def make(step):
+        return lambda: Training(step, {}, {}, {})
+
+    drawn = lambda: torch.ones(8)[int(torch.randint(8, ())) :].sum()  # noqa: E731
+    assert account(make(drawn)).peak == FLOAT * 8 + 8  # volume and index
+    with pytest.raises(ValueError, match="nonzero.default needs real values"):
+        account(make(lambda: torch.ones(8).nonzero()))
+
+
+def test_hagan_phases_and_layers(monkeypatch):
+    """HA-GAN is imported while everything is fake; the constants of its module must be real all the same."""
+    for name in ("medsynth_lib.training.hagan", "medsynth_lib.models.hagan_lean"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    report = plan(small_hagan, 32)
+    assert type(sys.modules["medsynth_lib.models.hagan_lean"].EXPAND) is torch.Tensor
+    assert list(report.phases.index) == ["D", "G", "E^H", "E^G"]
+    convolution = hagan(32, latent=16, c=4).networks["D^H"].layers[0]
+    held = report.layers["parameters"].filter(regex=r"^D\^H\.layers\.0(\.|$)").sum()
+    assert held == (convolution.weight.numel() + len(convolution.weight)) * FLOAT
+
+
+# -- the planner ---------------------------------------------------------------------------------------------------------------
+
+
+def test_levers_of_the_planner():
+    base = plan(segresnet, 32, 2)
+    assert plan(segresnet, 32, 2, checkpointing=True).parts["activations"] < 0.8 * base.parts["activations"]
+    assert plan(segresnet, 32, 2, "16-bit").peak < 0.6 * base.peak
+    assert plan(segresnet, 32, 2, sub_volume=0.5).parts["inputs"] == base.parts["inputs"] / 2
+    assert plan(segresnet, 32, 2, "bf16 autocast").parts["parameters"] == base.parts["parameters"]
+
+
+@pytest.mark.parametrize("precision", memory.PRECISIONS[1:])
+def test_hagan_in_other_precisions(precision):
+    report = plan(small_hagan, 32, 1, precision)
+    assert report.kept == 0 and report.peak > report.parts["parameters"] > 0
+
+
+def test_requests_that_make_no_sense():
+    with pytest.raises(ValueError, match="precision 'fp8'"):
+        plan(segresnet, 16, precision="fp8")
+    with pytest.raises(ValueError, match="no blocks"):
+        plan(lambda: nn.Sequential(nn.Conv3d(1, 1, 3, padding=1)), 8, checkpointing=True)
+
+
+@pytest.fixture
+def plain_plan(monkeypatch):
+    """Plans of size^3 x batch KiB, so that the arithmetic is plain; checkpointing halves them."""
+
+    def plan(build, size, batch, checkpointing=False, **_):
+        return type("Report", (), {"peak": size**3 * batch * 1024 / (2 if checkpointing else 1)})
+
+    monkeypatch.setattr(memory, "plan", plan)
+
+
+def test_largest_setting(plain_plan):
+    """1 GiB aside, 15 % more than the peak."""
+    table = memory.largest(None, (64, 128, 256), (1, 2, 4), cards=(1, 4, 80))
+    assert table.loc[1].isna().all()
+    assert tuple(table.loc[4, ["size", "batch"]]) == (128, 1) and tuple(table.loc[80, ["size", "batch"]]) == (256, 4)
+    assert table.loc[4, "card_gib"] == pytest.approx(1 + 1.15 * 2)
+
+
+def test_out_of_memory_becomes_advice(plain_plan):
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    lines = memory.advice(error, None, Setting(128, 2), memory=4 * 2**30).splitlines()
+    assert lines[0] == "Out of memory: the device has 4.0 GiB. Estimated needs:"
+    assert lines[1:4] == [
+        "  128^3, batch 2, fp32: about 5.6 GiB",
+        "  128^3, batch 1, fp32: about 3.3 GiB, fits",
+        "  128^3, batch 2, fp32, checkpointing: about 3.3 GiB, fits",
+    ]
+    assert memory.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
+    assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+
+
+def test_command_line(capsys):
+    network = "tests.test_memory:segresnet" if __name__.startswith("tests.") else f"{__name__}:segresnet"
+    assert memory.main([network, "--size", "8", "16", "--layers", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "16^3, batch 1: peak" in text and "optimiser" in text and "layer" in text
+    assert memory.main(["UNet", "channels=(4,8)", "strides=(2,)", "--size", "8", "--checkpointing"]) == 0
+    assert memory.main(["NoSuchNet"]) == 2 and "neither HA-GAN" in capsys.readouterr().err
+    assert memory.main(["HA-GAN", "depth=3"]) == 2 and "takes no depth" in capsys.readouterr().err
+
+
+# -- HA-GAN at its own size ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def step_report(size, batch, lean):
+    """As the CPU runs it: Adam one parameter after the other, like the reference numbers."""
+    return account(lambda: memory.unsupervised(hagan(size, lean=lean), Setting(size, batch)))
+
+
+def compared(size, lean):
+    """Peak without the running mean of the generator (200 MiB), which neither the reference nor its lean prototype has."""
+    report = step_report(size, 2, lean)
+    return report.peak - report.layers["parameters"].filter(regex="^mean ").sum()
+
+
+@pytest.mark.parametrize("size, reference", [(128, 1568), (256, 3642)])
+def test_plain_step_is_near_the_public_implementation(size, reference):
+    """Ours adds a running mean of the generator and drops the gradients of the networks that do not learn."""
+    assert abs(step_report(size, 2, False).peak / MIB / reference - 1) < 0.05
+
+
+unfinished = pytest.mark.xfail(reason="of the lean step only up-sampling is fused so far", strict=False)
+
+
+@unfinished
+@pytest.mark.parametrize("size, share", [(128, 0.55), (256, 0.42)])
+def test_lean_step_takes_half(size, share):
+    assert compared(size, True) <= share * compared(size, False)
+
+
+@unfinished
+def test_512_fits_a_small_card():
+    assert step_report(512, 1, True).peak < 4.5 * 1024 * MIB
