@@ -49,7 +49,7 @@ def show_matrix(args):
     for name, row in registry.matrix().iterrows():
         print(name)
         for lessons, cell in row.items():
-            print(f"  {lessons:9} {cell}")
+            print(f"  {lessons:18} {cell}")
     return 0
 
 

@@ -14,9 +14,8 @@ REQUIRED |= {"preparation", "roles"}
 OPTIONAL = {"subjects", "unpacked_gb", "files", "steps"}
 FILE_KEYS = {"url", "name", "into", "bytes", "md5", "hash_source"}
 HOW = ("direct", "client", "registration")
-# Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both; 04 compares on
-# subjects scanned twice, which are simulated.
-ROLES_OF = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",)}
+# Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both; 04 takes neither.
+ROLES_OF = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",), "04": ()}
 ROLES_OF |= {lesson: ("volumes",) for lesson in ("05", "06", "07", "08")}
 
 
@@ -78,6 +77,8 @@ def refusal(name, role):
 
 def use(name, lesson):
     """What a lesson takes from a data set: "FLAIR + T2 → T1", "T1 brain", or "– reason"."""
+    if not ROLES_OF[lesson]:
+        return "– simulated only: it compares on people scanned at both sites"
     cells = []
     for role in ROLES_OF[lesson]:
         what = load()[name]["roles"][role]
@@ -95,5 +96,6 @@ def use(name, lesson):
 
 def matrix():
     """Data set x lesson: what each uses as input and target, or why not."""
-    columns = {"01": "01", "02": "02 and 03", "05": "05 to 08"}  # lessons of equal needs share a column
+    # lessons of equal needs share a column
+    columns = {"01": "01", "02": "02 and 03", "04": "04", "05": "05 to 08 (to come)"}
     return pd.DataFrame({title: {name: use(name, lesson) for name in load()} for lesson, title in columns.items()})

@@ -67,6 +67,36 @@ def test_overlay_chooses_the_position_and_is_drawn():
     labels = (volume > 4) * 4
     figure = show(volume, affine, overlay=labels)
     assert all(len(axis.images) == 2 and axis.images[1].get_array().count() == 1 for axis in figure.axes)
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["4 enhancing tumour"]
+    assert not show(volume, affine).legends
+
+
+def test_legend_has_the_colours_of_the_picture():
+    volume = np.full((8, 9, 10), 0.5, np.float32)  # middle grey
+    labels = np.zeros(volume.shape)
+    labels[:, :, :5], labels[:, :4, :5] = 3, 1
+    figure = show(volume, overlay=labels, window=(0, 1), at=(0, 0, -2), names={1: "hole", 3: "bone"})
+    figure.canvas.draw()
+    drawn = {tuple(colour) for colour in np.asarray(figure.canvas.buffer_rgba()).reshape(-1, 4)[:, :3].astype(int)}
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["hole", "bone"]
+    for axis in figure.axes:
+        over = axis.images[1]
+        for value, patch in zip((1, 3), figure.legends[0].get_patches(), strict=True):
+            laid = np.array(over.cmap(over.norm(value))[:3]) * over.get_alpha() + 0.5 * (1 - over.get_alpha())
+            np.testing.assert_allclose(patch.get_facecolor()[:3], laid, atol=0.01)
+            assert any(np.abs(np.array(each) - 255 * laid).max() < 3 for each in drawn)
+
+
+def test_letters_are_inside_the_picture():
+    volume, affine = one_bright_voxel()
+    figure = show(volume, affine)
+    figure.canvas.draw()
+    for axis in figure.axes:
+        frame = axis.get_window_extent()
+        for text in axis.texts:
+            box = text.get_window_extent()
+            assert frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
 
 
 def test_a_slice_is_shown_with_rows_up():

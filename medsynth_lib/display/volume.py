@@ -4,12 +4,16 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from medsynth_lib.display.headless import headless
 
 PLANES = {"sagittal": (0, 1, 2), "coronal": (1, 0, 2), "axial": (2, 0, 1)}  # fixed axis, horizontal axis, vertical axis
 LETTERS = "LR", "PA", "IS"  # low and high end of x, y and z in RAS
-BRATS_COLOURS = ListedColormap(["#e6550d", "#31a354", "#000000", "#fdd835"])  # 1 necrotic, 2 oedema, 4 enhancing
+LABEL_COLOURS = ListedColormap(["#ff7f0e", "#31a354", "#3b8eea", "#fdd835"])  # of labels 1 to 4
+LABEL_OPACITY = 0.7
+BRATS_NAMES = {1: "1 necrotic core", 2: "2 oedema", 4: "4 enhancing tumour"}
 
 
 def canonical(volume, affine=None):
@@ -28,14 +32,17 @@ def canonical(volume, affine=None):
     return image.get_fdata(dtype=np.float32), image.affine
 
 
-def show(volume, affine=None, overlay=None, window=None, at=None, title=""):
+def show(volume, affine=None, overlay=None, window=None, at=None, title="", names=BRATS_NAMES):
     """Show a volume in three planes; with a live kernel, sliders for position and window follow below.
+
+    The person's left is drawn on the left (the neurological convention).
 
     Args:
         volume: (1, x, y, z) or (x, y, z); its ``affine`` attribute or the argument gives orientation and millimetres.
-        overlay: label volume of the same shape, drawn in colour where it is not zero (BraTS labels).
+        overlay: label volume of the same shape, labels 1 to 4 are drawn in colour, with a legend.
         window: (low, high) shown as black and white; None takes 0 and the 99.7th percentile of the nonzero voxels.
         at: position in mm (x, y, z); None takes the middle of the overlay, else of the volume.
+        names: what the legend calls each label.
 
     Returns the static matplotlib figure, which is also what a saved or headless notebook keeps.
     """
@@ -51,14 +58,14 @@ def show(volume, affine=None, overlay=None, window=None, at=None, title=""):
     else:
         voxel = np.linalg.solve(affine_ras, [*at, 1])[:3]
     voxel = np.clip(np.rint(voxel), 0, np.array(array.shape) - 1).astype(int)
-    figure = draw(array, affine_ras, voxel, window, labels, title)
+    figure = draw(array, affine_ras, voxel, window, labels, title, names)
     if not headless():
         plt.show()
-        sliders(array, affine_ras, voxel, window, labels, title)
+        sliders(array, affine_ras, voxel, window, labels, title, names)
     return figure
 
 
-def draw(array, affine, voxel, window, labels, title):
+def draw(array, affine, voxel, window, labels, title, names=BRATS_NAMES):
     """The static three-plane figure of a RAS volume at one voxel position."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
     for axis, (plane, (fixed, horizontal, vertical)) in zip(axes, PLANES.items(), strict=True):
@@ -70,22 +77,36 @@ def draw(array, affine, voxel, window, labels, title):
         axis.imshow(array.take(voxel[fixed], fixed).T, cmap="gray", vmin=window[0], vmax=window[1], **settings)
         if labels is not None:
             plane_labels = labels.take(voxel[fixed], fixed).T
-            axis.imshow(np.ma.masked_equal(plane_labels, 0), cmap=BRATS_COLOURS, vmin=1, vmax=4, alpha=0.55, **settings)
+            colours = dict(cmap=LABEL_COLOURS, vmin=1, vmax=4, alpha=LABEL_OPACITY)
+            axis.imshow(np.ma.masked_equal(plane_labels, 0), **colours, **settings)
         mm = affine[fixed, 3] + affine[fixed, fixed] * voxel[fixed]
         axis.set(title=f"{plane}, {'xyz'[fixed]} = {mm:.0f} mm", xlabel="mm")
-        letter(axis, 0.02, 0.5, LETTERS[horizontal][0])
-        letter(axis, 0.98, 0.5, LETTERS[horizontal][1])
-        letter(axis, 0.5, 0.02, LETTERS[vertical][0])
-        letter(axis, 0.5, 0.98, LETTERS[vertical][1])
+        letter(axis, 0.05, 0.5, LETTERS[horizontal][0])
+        letter(axis, 0.95, 0.5, LETTERS[horizontal][1])
+        letter(axis, 0.5, 0.05, LETTERS[vertical][0])
+        letter(axis, 0.5, 0.95, LETTERS[vertical][1])
+    if labels is not None and labels.any():
+        legend(figure, labels, names)
     figure.suptitle(f"{title}   window {window[0]:.4g} to {window[1]:.4g}".strip(), fontsize=11)
     return figure
 
 
 def letter(axis, x, y, text):
-    axis.text(x, y, text, transform=axis.transAxes, color="#ffd54f", weight="bold", ha="center", va="center")
+    edge = [withStroke(linewidth=2, foreground="black")]  # legible on bright tissue, too
+    at = dict(transform=axis.transAxes, ha="center", va="center")
+    axis.text(x, y, text, color="#ffd54f", weight="bold", path_effects=edge, **at)
 
 
-def sliders(array, affine, voxel, window, labels, title):
+def legend(figure, labels, names):
+    """One patch for each label that occurs, in its colour as it is laid over the middle grey of the window."""
+    patches = []
+    for value in np.unique(labels[labels > 0]).astype(int):
+        over_grey = LABEL_OPACITY * np.array(LABEL_COLOURS((value - 1) / 3)[:3]) + (1 - LABEL_OPACITY) * 0.5
+        patches.append(Patch(facecolor=over_grey, edgecolor="black", linewidth=0.5, label=names.get(value, str(value))))
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
+
+
+def sliders(array, affine, voxel, window, labels, title, names):
     """Sliders for the three positions and the window, redrawing the figure below the static one."""
     import ipywidgets as widgets
     from IPython.display import display
@@ -103,7 +124,7 @@ def sliders(array, affine, voxel, window, labels, title):
     def redraw(_):
         out.clear_output(wait=True)
         with out:
-            figure = draw(array, affine, [p.value for p in position], range_.value, labels, title)
+            figure = draw(array, affine, [p.value for p in position], range_.value, labels, title, names)
             display(figure)
             plt.close(figure)
 
