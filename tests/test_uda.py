@@ -1,4 +1,5 @@
-"""The adaptation study on a tiny pair of simulated sites: scanning again, physics, style, and what evaluation reads."""
+"""The adaptation study on a tiny pair of simulated sites: every row runs and reads only what it may; scanning again, physics,
+style, and what evaluation reads."""
 
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from medsynth_lib.course import uda
 from medsynth_lib.course.data import lesson_contract, lesson_manifest
 from medsynth_lib.course.profiles import load_settings
-from medsynth_lib.data import appearance, protocol
+from medsynth_lib.data import appearance, nifti, protocol
 from medsynth_lib.data.scanner import SITES
 
 
@@ -18,10 +19,65 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDSYNTH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MEDSYNTH_HEADLESS", "1")
-        settings = load_settings("04", "quick", {"steps": 2, "adapt_steps": 2, "sites": ["A", "B"]})
+        plain = load_settings("04", "quick")
+        brief = {"steps": 2, "validate_every": 2}
+        short = {name: getattr(plain, name) | brief for name in ("svae", "svae_slice", "vae3d")}
+        settings = load_settings("04", "quick", {"steps": 2, "adapt_steps": 2, "sites": ["A", "B"], **short})
         lesson = SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="04")
         frame = lesson_manifest(lesson)
         yield uda.Study(frame, lesson_contract(lesson, frame), settings, "SIMA", "SIMB")
+
+
+def may_read_target_t1(method):
+    return method.startswith("supervised") or method in ("oracle: target inputs, source T1", "trained on target")
+
+
+@pytest.mark.parametrize("method", uda.METHODS)
+def test_every_row_runs_and_reads_nothing_that_it_must_not(study, method, monkeypatch):
+    """A row that saw a test subject, or the target's T1 or labels without saying so in its name, would win by cheating.
+
+    Every row gets a fresh Study, so that nothing is remembered from an earlier one; what every row may read and train is shared.
+    """
+    row = uda.Study(study.frame, study.contract, study.settings, "SIMA", "SIMB")
+    row.train, row.tune, row.base = study.train, study.tune, study.base
+    root, read, read_volume = study.frame.attrs["root"], set(), nifti.read_volume
+
+    def recorded(path, **options):
+        read.add(path)
+        return read_volume(path, **options)
+
+    def evaluate(make):
+        monkeypatch.setattr(nifti, "read_volume", read_volume)  # from here on test subjects may be read
+        row.test, row.segmenter = study.test, study.segmenter
+
+        def checked(sample):
+            t1 = make(sample)
+            assert t1.shape == sample["mask"].shape and t1.isfinite().all()
+            assert not t1[~sample["mask"]].any() and t1[sample["mask"]].any()
+            return t1
+
+        return uda.Study.evaluate(row, checked)
+
+    row.evaluate = evaluate
+    monkeypatch.setattr(nifti, "read_volume", recorded)
+    table = uda.run_cell(row, method)
+
+    tested = set(study.frame["subject"][study.frame["split"] == "test"])
+    files = {root / scan[m]: scan for _, scan in study.frame.iterrows() for m in ("t1", "t1ce", "t2", "flair", "seg")}
+    assert read <= set(files)  # the record knows every file
+    assert not {files[path]["subject"] for path in read} & tested
+    of_target = {path for path in read if files[path]["site"] == "SIMB"}
+    assert any(path == root / files[path]["t1"] for path in of_target) == may_read_target_t1(method)
+    if method != "trained on target":
+        assert not any(path == root / files[path]["seg"] for path in of_target)
+    assert set(table["subject"]) == tested and (table["method"] == method).all()
+    assert np.isfinite(table[["psnr_t", "psnr_s"]].astype(float)).all(axis=None)
+
+
+def test_nobody_is_tuned_on_and_tested(study):
+    """One person in two splits, at whichever site, would make every choice on tuning subjects a choice on test subjects."""
+    splits = study.frame.groupby("subject")["split"].unique()
+    assert (splits.str.len() == 1).all() and {"tune", "test"} <= {split for (split,) in splits}
 
 
 def test_subjects_scanned_again_are_those_of_the_manifest(study):
