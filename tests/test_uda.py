@@ -158,6 +158,20 @@ def test_target_style_has_the_targets_histogram_and_keeps_t1(study):
     assert all(torch.equal(a["y"], b["y"]) for a, b in zip(styled, study.train, strict=True))
 
 
+def test_tuning_subjects_are_styled_like_training_subjects(study):
+    """Curve and noise come from training and adaptation sets only; applied to others they still bring the target's histogram."""
+    styled, wanted = study.styled(study.tune), study.input_quantiles[1]
+
+    def distance(samples):
+        found = appearance.quantiles([s["x"] for s in samples], [s["mask"] for s in samples])
+        return np.abs(found - wanted).mean(1)  # one number an input
+
+    assert len(styled) == len(study.tune) and (distance(styled) < 0.03).all()
+    assert (distance(styled) < 0.6 * distance(study.tune)).all()
+    for new, old in zip(styled, study.tune, strict=True):
+        assert torch.equal(new["y"], old["y"]) and not new["x"][:, ~new["mask"][0]].any()
+
+
 def test_predictors_never_see_the_targets_t1_or_labels(study):
     """`evaluate` hides them; a perfect predictor of the source's T1 scores endlessly high against Y_s alone."""
     seen = []
