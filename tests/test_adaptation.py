@@ -9,13 +9,13 @@ import torch
 from medsynth_lib.data import appearance, protocol
 from medsynth_lib.data.physics import tissue_signals
 from medsynth_lib.data.scanner import SITES
-from medsynth_lib.evaluation.segmentation import dice, lesion_contrast
+from medsynth_lib.evaluation.segmentation import dice, dice_scores, lesion_contrast
 from medsynth_lib.models.divergence import kl
 from medsynth_lib.models.pix2pix import Generator
 from medsynth_lib.models.svae import Encoder
 from medsynth_lib.training.adaptation import Adaptation, SourceAndTarget, aggregate, norm, posterior, source_posteriors
 from medsynth_lib.training.pix2pix import Pix2Pix, l1_loss
-from medsynth_lib.training.segmentation import regions
+from medsynth_lib.training.segmentation import INPUTS, regions
 
 RECIPE = dict(profile="fixed", divergence="kl", rho=0.0, prior="bank", learning_rate=1e-3, constant_until=0.0,
               decay_until=1.0, final_learning_rate=1e-4)  # fmt: skip
@@ -67,6 +67,39 @@ def test_the_latent_gradient_has_rho_times_the_supervised_norm(parts):
     both = [p.grad for p in algorithm.networks["generator"].parameters()]
     latent = norm([b - s for b, s in zip(both, supervised, strict=True)])
     assert torch.isclose(latent, 0.3 * norm(supervised), rtol=1e-4)
+
+
+def test_a_target_without_brain_leaves_continued_training(parts):
+    """An empty mask gives a latent gradient of exactly zero; scaled to the supervised norm, it would divide by zero."""
+    batch = parts[-1] | dict(target_mask=torch.zeros_like(parts[-1]["target_mask"]))
+    empty, plain = adaptation(parts, rho=0.3), adaptation(parts)
+    for algorithm in (empty, plain):
+        algorithm.step(batch)
+    assert weights(empty).isfinite().all() and torch.equal(weights(empty), weights(plain))
+
+
+def test_profile_paper_sums_the_largest_55_percent(parts):
+    """By brute force over the elements of KL: another share, or the smallest, would be another loss than the authors' code."""
+    _, _, real, batch = parts
+    algorithm = adaptation(parts, profile="paper", prior="pair")
+    p = posterior(copy.deepcopy(algorithm.encoder), real[1:2], SVAE)
+    q = posterior(copy.deepcopy(algorithm.encoder), algorithm.networks["generator"](batch["target_x"]), SVAE)
+    mean_p, log_p, mean_q, log_q = (v.flatten().tolist() for v in (*p, *q))
+    elements = [
+        0.5 * (lq - lp + (np.exp(lp) + (mp - mq) ** 2) / np.exp(lq) - 1)
+        for mp, lp, mq, lq in zip(mean_p, log_p, mean_q, log_q, strict=True)
+    ]
+    assert len(elements) == 16 * 16 * 2 * 2  # slices, width, and 2 x 2 positions
+    largest = sorted(elements, reverse=True)[:563]  # of 1024: 55 % is 563.2
+    assert algorithm.latent(batch).item() == pytest.approx(sum(largest), rel=1e-4)
+    assert sum(largest) < 0.9999 * sum(elements) - 1e-3  # what is left out would show
+
+
+def test_volumes_follow_the_encoder_to_its_device(parts):
+    """Volumes come from the CPU while the encoder is on a GPU, for which the device 'meta' stands in here."""
+    _, encoder, real, _ = parts
+    mean, log_variance = posterior(copy.deepcopy(encoder).to(torch.device("meta")), real, SVAE)
+    assert mean.device.type == log_variance.device.type == "meta" and len(mean) == len(real)
 
 
 @pytest.mark.parametrize("profile, frozen", [("fixed", True), ("paper", False)])
@@ -222,3 +255,29 @@ def test_regions_dice_and_lesion_contrast():
     image = torch.where(seg > 0, 0.2, 0.6) - 0.1 * (seg == 1)
     mask = torch.ones(1, 9, 9, 9, dtype=torch.bool)
     assert lesion_contrast(image, seg, mask) == pytest.approx(0.2 - 0.1 * 26 / 27 - 0.6, abs=1e-5)
+
+
+def test_false_lesions_by_hand():
+    """Eight true voxels; found are four of them and two in healthy tissue: ratio 6 / 8, false 2 / 8, Dice 2 * 4 / (8 + 6)."""
+    seg = torch.zeros(1, 6, 6, 6)
+    seg[0, :2, :2, :2] = 2
+    t1 = torch.zeros(1, 6, 6, 6)
+    t1[0, 1:2, :2, :2] = t1[0, 5, 5, 4:6] = 1
+
+    class BrightT1(torch.nn.Module):
+        """Calls the whole tumour what is bright in T1, and nothing core or enhancing."""
+
+        def __init__(self):
+            super().__init__()
+            self.threshold = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x):
+            wt = x[:, INPUTS.index("t1")] - self.threshold
+            return torch.stack([wt, -torch.ones_like(wt), -torch.ones_like(wt)], 1)
+
+    sample = dict(x=torch.full((4, 6, 6, 6), 0.9), seg=seg)  # with its own T1, everything would be tumour
+    found = dice_scores(BrightT1(), sample, t1)
+    assert found["wt_ratio"] == pytest.approx(6 / 8) and found["wt_false"] == pytest.approx(2 / 8)
+    assert found["dice_wt"] == found["dice"] == pytest.approx(8 / 14) and np.isnan(found["dice_tc"])
+    nowhere = dice_scores(BrightT1(), sample | dict(seg=0 * seg), t1)
+    assert nowhere["wt_false"] == 6  # without a tumour, voxels instead of a share of nothing

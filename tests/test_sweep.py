@@ -1,5 +1,10 @@
 """Sweeps: a cell is run once, kept atomically, keyed by what it uses, and merged; shares of a gap."""
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,11 +14,8 @@ from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.files import DataError
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """A cache of its own, cells that cost nothing, and the list of the cells that were run."""
-    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
-    done = []
+def cheap_cells(done):
+    """(module, name, function) to put in the place of what costs time; every cell that is run is added to ``done``."""
 
     def run_cell(study, method):
         done.append(method)
@@ -23,9 +25,17 @@ def runs(tmp_path, monkeypatch):
         about = dict(method=method, source=study.source, target=study.target, seed=study.seed, seconds=1.0)
         return subjects.assign(**about)
 
-    monkeypatch.setattr(uda, "run_cell", run_cell)
-    monkeypatch.setattr(sweep, "lesson_manifest", lambda lesson: None)
-    monkeypatch.setattr(sweep, "lesson_contract", lambda lesson, frame: None)
+    return ((uda, "run_cell", run_cell), (sweep, "lesson_manifest", lambda lesson: None),
+            (sweep, "lesson_contract", lambda lesson, frame: None))  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A cache of its own, cells that cost nothing, and the list of the cells that were run."""
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    done = []
+    for replaced in cheap_cells(done):
+        monkeypatch.setattr(*replaced)
     return done
 
 
@@ -36,6 +46,32 @@ def test_cells_run_once_and_a_failure_loses_nothing(runs):
     assert sweep.run_group("quick", "SIMA", "SIMB", 0, ["one", "two"]) == 1 and runs == ["one", "fails", "two"]
     assert sweep.run_group("quick", "SIMA", "SIMB", 0, ["one", "two"]) == 0
     assert sweep.run_group("quick", "SIMA", "SIMB", 1, ["one"]) == 1  # another seed
+
+
+def test_a_killed_sweep_goes_on_without_repeating_or_believing_half_a_cell(runs, tmp_path, monkeypatch):
+    """SIGKILL while the third of four tables is half written, as a power cut would; then the same sweep again."""
+    monkeypatch.setattr(sweep, "notebooks_folder", lambda: tmp_path)
+    group, settings, started = ("SIMA", "SIMB", 0), load_settings("04", "quick"), tmp_path / "started"
+    methods = ["no adaptation", "continued training", "inputs matched", "inputs Nyul"]
+    paths = [sweep.cell_path(settings, m, *group) for m in methods]
+    worker = subprocess.Popen([sys.executable, Path(__file__).with_name("sweep_worker.py"), started, *methods])
+    try:
+        while not started.exists():
+            assert worker.poll() is None, "the worker ended before it was killed"
+            time.sleep(0.05)
+    finally:
+        worker.kill()
+        worker.wait()
+
+    assert [p.exists() for p in paths] == [True, True, False, False]
+    halves = set(paths[0].parent.iterdir()) - set(paths)
+    assert [p.read_text() for p in halves] == ["subject,psnr_t,met"]  # it was killed in the middle
+    finished = [p.read_bytes() for p in paths[:2]]
+    assert sorted(sweep.merge(settings, "quick")["method"].unique()) == sorted(methods[:2])
+    assert sweep.run_group("quick", *group, methods) == 2 and runs == methods[2:]
+    assert [p.read_bytes() for p in paths[:2]] == finished
+    table = sweep.merge(settings, "quick")
+    assert (table["method"].value_counts()[methods] == 2).all() and len(table) == 8
 
 
 def test_merging_takes_finished_cells_of_these_settings_only(runs, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from medsynth_lib.course import uda, use
 from medsynth_lib.course.data import lesson_contract, lesson_manifest
 from medsynth_lib.course.profiles import REPO, load_settings
+from medsynth_lib.data.appearance import quantiles
 from medsynth_lib.data.nifti import read_volume, write_volume
 from medsynth_lib.files import DataError
 
@@ -75,6 +76,36 @@ def test_spread_is_that_of_predictors_and_mirror_images():
     assert torch.allclose(mean, torch.full_like(mean, 1.5)) and torch.allclose(
         spread[0, :, 0, 0], torch.tensor([1.5, 0.5, 0.5, 1.5])
     )
+
+
+@pytest.mark.parametrize("scanners", [SCANNERS, None], ids=["physics", "histogram"])
+def test_doubt_is_measured_on_held_out_source_scans_in_the_targets_style(given, tmp_path, monkeypatch, scanners):
+    """On the source's own style the ensemble agrees too well: most of a target brain would be marked 'do not trust'.
+
+    The one predictor here is brighter on the left, so that its spread depends on what it is shown.
+    """
+    seen, limits = [], []
+    trusted_spread, write_case = use.trusted_spread, use.write_case
+
+    def predictor(sample):
+        return sample["x"][:1] * torch.linspace(0, 1, sample["x"].shape[1])[None, :, None, None]
+
+    monkeypatch.setattr(use, "adaptation_method", lambda *_: lambda study: predictor)
+    monkeypatch.setattr(use, "trusted_spread", lambda made, samples: trusted_spread(made, seen.extend(samples) or seen))
+    monkeypatch.setattr(use, "write_case", lambda *a: limits.append(a[3]) or write_case(*a))
+    use.adapt_folder(given.model, given.target, tmp_path, seeds=1, scanners=scanners)
+
+    tune, target = given.study.tune, [given.study.adapt[i] for i in range(use.FEWEST)]
+    assert [s["subject"] for s in seen] == [s["subject"] for s in tune]
+
+    def distance(samples):
+        found, wanted = (quantiles([s["x"] for s in d], [s["mask"] for s in d]) for d in (samples, target))
+        return np.abs(found - wanted).mean()
+
+    assert distance(seen) < 0.6 * distance(tune)
+    assert limits == [trusted_spread([predictor], seen)] * use.FEWEST
+    spreads = torch.cat([use.ensemble([predictor], s)[1][s["mask"]] for s in seen])
+    assert (spreads <= limits[0]).float().mean() == pytest.approx(0.95, abs=0.005)
 
 
 @pytest.fixture

@@ -47,9 +47,10 @@ class Study:
         self.scanners = scanners or {f"SIM{name}": site for name, site in SITES.items()}
         self.steps_done, self.seconds = 0, 0.0  # of the last adaptation
 
-    def volumes(self, site, split, **changes):
-        """Prepared volumes; ``changes`` to the contract, such as target=None."""
-        return volumes(self.frame, replace(self.contract, **changes), site, split).preload()
+    def volumes(self, site, split, labels=True, **changes):
+        """Prepared volumes; ``labels`` False leaves the tumour labels unread; ``changes`` to the contract: target=None."""
+        frame = self.frame if labels else self.frame.assign(seg="")
+        return volumes(frame, replace(self.contract, **changes), site, split).preload()
 
     @cached_property
     def train(self):
@@ -65,13 +66,13 @@ class Study:
 
     @cached_property
     def adapt(self):
-        """Target inputs without target T1: the adaptation set (of real data without such a split, the training subjects)."""
-        return self.volumes(self.target, self.adapt_split, target=None)
+        """Target inputs without T1 and labels: the adaptation set (of real data without such a split, the training subjects)."""
+        return self.volumes(self.target, self.adapt_split, labels=False, target=None)
 
     @cached_property
     def adapt_pairs(self):
         """The same subjects with T1: for supervised bounds only."""
-        return self.volumes(self.target, self.adapt_split)
+        return self.volumes(self.target, self.adapt_split, labels=False)
 
     @cached_property
     def base(self):
@@ -198,7 +199,7 @@ class Study:
         """Images (c, x, y, z) in scanner units on the lesson's grid, not normalised."""
         rows = self.frame[(self.frame["site"] == site) & (self.frame["split"] == split)].head(limit or len(self.frame))
         chain = geometry(self.contract, modalities)
-        cases = (chain(read_case(row, modalities)) for _, row in rows.iterrows())
+        cases = (chain(read_case(row, modalities, labels=False)) for _, row in rows.iterrows())
         return [np.stack([case[m].as_tensor()[0].numpy() for m in modalities]) for case in cases]
 
     @cached_property
