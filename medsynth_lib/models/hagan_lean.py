@@ -10,6 +10,7 @@
 Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,13 +45,22 @@ class NormReLUFunction(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         y, weight, bias = ctx.saved_tensors
-        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, *ctx.settings)
-        grad = x.sign_().mul_(grad)  # ReLU's derivative, in the memory of its output
-        sizes = *y.shape[:2], y[0, 0].numel(), ctx.settings[0]
-        grads = torch.ops.aten.native_group_norm_backward(
-            grad, y.to(weight.dtype), mean, scale, weight, *sizes, list(ctx.needs_input_grad[:3])
-        )
-        return grads[0].to(y.dtype), *grads[1:], None, None, None
+        groups, eps = ctx.settings
+        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, groups, eps)
+        needs, channels, voxels = list(ctx.needs_input_grad[:3]), y.shape[1] // groups, y[0, 0].numel()
+        sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
+        for i, j in np.ndindex(len(y), groups):  # one at a time: what is made on the way is small
+            s = slice(j * channels, (j + 1) * channels)
+            part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
+            one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
+            statistics = mean[i : i + 1, j : j + 1], scale[i : i + 1, j : j + 1]
+            size = 1, channels, voxels, 1
+            y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
+            part.copy_(y_grad)
+            for total, other in zip(sums, others, strict=True):
+                if total is not None:
+                    total[s] += other
+        return x.to(y.dtype), *sums, None, None, None
 
 
 def norm_relu(y, weight, bias, groups, eps):
@@ -64,7 +74,7 @@ class Conv3d(nn.Conv3d):
     """A convolution that keeps its input only where its weights learn, and then in the shortest form."""
 
     def forward(self, x):
-        return convolve(x, self.weight, self.bias, self.stride, self.padding, False)
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class UpConv3d(nn.Conv3d):
@@ -72,22 +82,30 @@ class UpConv3d(nn.Conv3d):
 
     def forward(self, x):
         if x.shape[-1] < SMALLEST:
-            return convolve(F.interpolate(x, scale_factor=2), self.weight, self.bias, (1, 1, 1), (1, 1, 1), False)
-        kernel = (self.weight.flatten(2) @ EXPAND.to(self.weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
-        return convolve(x, kernel, self.bias, (2, 2, 2), (1, 1, 1), True)
+            return convolve(F.interpolate(x, scale_factor=2), self.weight, self.bias, (1, 1, 1), (1, 1, 1))
+        return convolve(x, self.weight, self.bias, (2, 2, 2), (1, 1, 1), up=True)
 
 
-def convolve(x, weight, bias, stride, padding, transposed):
-    """torch.convolution, in autocast's precision where that is on."""
-    device, source = x.device.type, getattr(x, "source", None)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+def expand(weight):
+    """Weights (out, in, 3, 3, 3) of a convolution behind nearest x 2 to those of the transposed one, (in, out, 4, 4, 4)."""
+    return (weight.flatten(2) @ EXPAND.to(weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
+
+
+def contract(kernel):
+    """The adjoint of `expand`: gradients of its result to gradients of the weights."""
+    return (kernel.transpose(0, 1).flatten(2) @ EXPAND.to(kernel)).unflatten(2, (3, 3, 3))
+
+
+def convolve(x, weight, bias, stride, padding, up=False):
+    """A convolution, in autocast's precision where that is on; ``up``: of x up-sampled, stride and padding being those of
+    the transposed convolution that equals it.
+    """
+    source = getattr(x, "source", None)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
         source = source if x.dtype == dtype else None
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    geometry = stride, padding, (1, 1, 1), transposed, (0, 0, 0), 1
-    if not torch.is_grad_enabled():
-        return torch.convolution(x, weight, bias, *geometry)
-    return ConvolveFunction.apply(x, weight, bias, geometry, source)
+        x = x.to(dtype)
+    return ConvolveFunction.apply(x, weight, bias, (stride, padding, (1, 1, 1), up, (0, 0, 0), 1), source)
 
 
 class ConvolveFunction(torch.autograd.Function):
@@ -99,7 +117,8 @@ class ConvolveFunction(torch.autograd.Function):
             ctx.settings = groups, eps
         ctx.save_for_backward(weight, *(kept if ctx.needs_input_grad[1] else ()))
         ctx.shape, ctx.geometry = x.shape, geometry
-        return torch.convolution(x, weight, bias, *geometry)
+        kernel = expand(weight) if geometry[3] else weight
+        return torch.convolution(x, kernel.to(x.dtype), bias.to(x.dtype), *geometry)
 
     @staticmethod
     @once_differentiable
@@ -112,10 +131,36 @@ class ConvolveFunction(torch.autograd.Function):
         else:
             if "x" not in ctx.made:
                 ctx.made["x"] = norm_relu(*kept, *ctx.settings)
-            x = ctx.made["x"][0].to(weight.dtype)
-        channels = [grad.shape[1]]
-        needs = list(ctx.needs_input_grad[:3])
-        return *torch.ops.aten.convolution_backward(grad, x, weight, channels, *ctx.geometry, needs), None, None
+            x = ctx.made["x"][0].to(grad.dtype)
+        kernel = (expand(weight) if ctx.geometry[3] else weight).to(grad.dtype)
+        size, needs = [grad.shape[1]], list(ctx.needs_input_grad[:3])
+        x, kernel, bias = torch.ops.aten.convolution_backward(grad, x, kernel, size, *ctx.geometry, needs)
+        if kernel is not None:
+            kernel = (contract(kernel) if ctx.geometry[3] else kernel).to(weight.dtype)
+        return x, kernel, None if bias is None else bias.to(weight.dtype), None, None
+
+
+class ForkFunction(torch.autograd.Function):
+    """Features A for G^L, and some slices of them for G^H: the gradient of the slices is added where it belongs."""
+
+    @staticmethod
+    def forward(ctx, a, start, stop):
+        ctx.part = slice(start, stop)
+        return a.view_as(a), a[:, :, ctx.part].clone()  # a copy: A itself can go
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, a_grad, part_grad):
+        a_grad[:, :, ctx.part] += part_grad
+        return a_grad, None, None
+
+
+def fork(a, start, stop):
+    """A and A[:, :, start:stop], whose backward pass has one tensor of A's size."""
+    whole, part = ForkFunction.apply(a, start, stop)
+    if hasattr(a, "source"):
+        whole.source = a.source
+    return whole, part
 
 
 def make_lean(network):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models.hagan import networks, require_size
-from medsynth_lib.models.hagan_lean import make_lean
+from medsynth_lib.models.hagan_lean import fork, make_lean
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import linear_decay
 
@@ -59,7 +59,7 @@ class HAGAN:
             before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
-        average: decay of the generator's running mean, which samples are drawn from.
+        average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
     Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
     """
@@ -78,7 +78,7 @@ class HAGAN:
             del self.networks[name]
         self.optimisers = {name: self.optimiser(name) for name in self.networks}
         for name in GENERATOR:
-            if name in self.networks:
+            if name in self.networks and recipe["average"]:
                 self.networks[f"mean {name}"] = copy.deepcopy(self.networks[name]).requires_grad_(False)
         if recipe["lean"]:
             for name in self.optimisers:
@@ -147,7 +147,7 @@ class HAGAN:
     @torch.no_grad()
     def average(self):
         for name in GENERATOR:
-            if name in self.networks:
+            if f"mean {name}" in self.networks:
                 pairs = zip(self.networks[f"mean {name}"].parameters(), self.networks[name].parameters(), strict=True)
                 for mean, new in pairs:
                     mean.lerp_(new, 1 - self.recipe["average"])
@@ -208,8 +208,13 @@ class HAGAN:
     def generate(self, z, r):
         """Equations (3) and (2): a sub-volume, and the small whole (None without the low branch), from shared features A."""
         a = self.networks["G^A"](z)
+        if self.recipe["lean"]:
+            a, part = fork(a, r // 4, (r + self.depth) // 4)
+        else:
+            part = select_low(a, r, self.depth)
         low = self.networks["G^L"](a) if self.recipe["low_branch"] else None
-        return self.networks["G^H"](select_low(a, r, self.depth)), low
+        del a  # the largest tensor here
+        return self.networks["G^H"](part), low
 
     def judge(self, x_r, x_low, r):
         """Logits of D^H, which is told r as a share of its largest value, and of D^L."""

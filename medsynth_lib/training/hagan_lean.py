@@ -4,7 +4,9 @@ import math
 
 import torch
 
-CHUNK = 2**17  # elements that an update treats at a time: they stay in the processor's cache, and temporary tensors small
+CHUNK = (
+    2**17
+)  # elements that an update treats at a time: they stay in the processor's cache; no large temporary tensors
 
 
 class SecondMomentAdam(torch.optim.Optimizer):
@@ -42,9 +44,9 @@ class SecondMomentAdam(torch.optim.Optimizer):
         """One Adam step of one parameter, in chunks."""
         group, state = self.param_groups[0], self.state[parameter]
         if not state:
-            state["step"], state["exp_avg_sq"] = torch.tensor(0.0), torch.zeros_like(parameter)
-        state["step"] += 1
-        correction = math.sqrt(1 - group["beta"] ** state["step"].item())
+            state["step"], state["exp_avg_sq"] = 0, torch.zeros_like(parameter)
+        state["step"] = int(state["step"]) + 1  # a tensor after a resume
+        correction = math.sqrt(1 - group["beta"] ** state["step"])
         rows = max(1, CHUNK // parameter[0].numel())
         for p, g, v in zip(*(t.split(rows) for t in (parameter, parameter.grad, state["exp_avg_sq"])), strict=True):
             v.mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])
