@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models import hagan as models
-from medsynth_lib.models import hagan_lean
 from medsynth_lib.training import hagan
 from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_low
 from medsynth_lib.training.loop import fit
@@ -206,61 +205,8 @@ def test_discriminators_learn_four_times_as_fast(tmp_path):
 
 def test_a_frozen_copy_is_not_trained():
     model = algorithm()
-    assert not any(p.requires_grad for n, net in model.networks.items() if n.startswith("mean") for p in net.parameters())
+    assert not any(
+        p.requires_grad for n, net in model.networks.items() if n.startswith("mean") for p in net.parameters()
+    )
     assert set(model.optimisers) == {"G^A", "G^L", "G^H", "D^H", "D^L", "E^H", "E^G"}
     assert copy.deepcopy(model.networks["mean G^H"]).state_dict().keys() == model.networks["G^H"].state_dict().keys()
-
-
-# -- the lean form -----------------------------------------------------------------------------------------------------------
-
-
-def test_up_sampling_and_convolution_are_one_transposed_convolution():
-    """The identity of the taps, on odd sides, in double precision."""
-    torch.manual_seed(0)
-    plain = torch.nn.Conv3d(3, 5, 3, padding=1).double()
-    lean = hagan_lean.UpConv3d(3, 5, 3, padding=1).double()
-    lean.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 3, 8, 9, 11, dtype=torch.float64)
-    assert torch.allclose(lean(x), plain(F.interpolate(x, scale_factor=2)), atol=1e-12)
-
-
-def gradients(model, x, loss_of):
-    """Gradients of every network after one loss, with everything in need of one."""
-    for network in model.networks.values():
-        network.requires_grad_(True).zero_grad()
-    torch.manual_seed(5)
-    loss = loss_of(model, x)
-    loss.backward()
-    found = {(n, k): p.grad for n, net in model.networks.items() for k, p in net.named_parameters() if p.grad is not None}
-    return loss.detach(), found
-
-
-STEPS = {
-    "D": lambda m, x: m.discriminator_loss((select_high(x, 8, m.depth), hagan.low_resolution(x)), 8, None),
-    "G": lambda m, x: m.generator_loss(len(x), 8, None),
-    "E^H": lambda m, x: m.high_loss(select_high(x, 8, m.depth)),
-    "E^G": lambda m, x: m.ground_loss(x, (select_high(x, 8, m.depth), hagan.low_resolution(x)), 8, None),
-}
-
-
-@pytest.mark.parametrize("size", [32, 64])
-@pytest.mark.parametrize("step", STEPS)
-def test_lean_and_plain_form_have_the_same_gradients(size, step):
-    """fp64 gradients of every network within 1e-10, fp32 losses within 1e-5; names of parameters and buffers are the same."""
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
-        plain, lean = algorithm(size=size, lean=False), algorithm(size=size, lean=True)
-        for model in (plain, lean):
-            for network in model.networks.values():
-                network.to(dtype)
-        assert all(lean.networks[n].state_dict().keys() == plain.networks[n].state_dict().keys() for n in plain.networks)
-        x = volumes(2, size).to(dtype)
-        torch.set_default_dtype(dtype)
-        try:
-            (loss, want), (lean_loss, have) = (gradients(model, x, STEPS[step]) for model in (plain, lean))
-        finally:
-            torch.set_default_dtype(torch.float32)
-        assert abs(loss - lean_loss) < tolerance and want.keys() == have.keys()
-        if dtype == torch.float64:
-            assert max(float((want[k] - have[k]).abs().max()) for k in want) < tolerance
-    fused = {n: sum(isinstance(m, hagan_lean.UpConv3d) for m in net.modules()) for n, net in lean.networks.items()}
-    assert fused["G^A"] == models.levels(size) and fused["G^H"] == 2 and fused["mean G^H"] == 0

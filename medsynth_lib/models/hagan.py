@@ -116,10 +116,11 @@ class DiscriminatorLow(nn.Module):
         steps = zip(widths[:-1], widths[1:], strict=True)
         convolutions = [nn.Conv3d(i, o, 4, stride=2, padding=1) for i, o in steps] + [nn.Conv3d(8 * c, 1 + classes, 4)]
         self.layers = nn.ModuleList(map(spectral_norm, convolutions))
+        self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, x):
         for layer in self.layers[:-1]:
-            x = nn.functional.leaky_relu(layer(x), 0.2)
+            x = self.activation(layer(x))
         return self.layers[-1](x).flatten(1)
 
 
@@ -139,15 +140,16 @@ class DiscriminatorHigh(nn.Module):
             depth = max(1, depth // 2)
         convolutions.append(nn.Conv3d(16 * c, 4 * c, (depth, 4, 4)))
         self.layers = nn.ModuleList(map(spectral_norm, convolutions))
+        self.activation = nn.LeakyReLU(0.2)
         self.hidden = spectral_norm(nn.Linear(4 * c + 1, 2 * c))
         self.last = spectral_norm(nn.Linear(2 * c, 1))
         self.label = spectral_norm(nn.Linear(2 * c, classes)) if classes else None
 
     def forward(self, x, where):
         for layer in self.layers:
-            x = nn.functional.leaky_relu(layer(x), 0.2)
+            x = self.activation(layer(x))
         x = x.flatten(1)
-        x = nn.functional.leaky_relu(self.hidden(torch.cat([x, torch.full_like(x[:, :1], where)], 1)), 0.2)
+        x = self.activation(self.hidden(torch.cat([x, torch.full_like(x[:, :1], where)], 1)))
         return self.last(x) if self.label is None else torch.cat([self.last(x), self.label(x)], 1)
 
 

@@ -1,34 +1,266 @@
 """HA-GAN's networks in less time and memory, with the same mathematics: each lever beside the plain form that it equals.
 
-Up-sampling: nearest neighbour x 2 followed by a 3-tap convolution [a, b, c] is one transposed convolution of stride 2 with the
-taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is never built, and every output needs 8
-products of the 27 instead of all. Equal to rounding (tests/test_hagan.py).
+1. Up-sampling: nearest neighbour x 2 followed by a 3-tap convolution [a, b, c] is one transposed convolution of stride 2 with
+   the taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is never built, and every output
+   needs 8 products instead of 27; where the volume is small, 27 products for 8 outputs.
+2. Stored activations: of [convolution, GroupNorm, ReLU] only the convolution's output is kept for the backward pass; the next
+   layer's input is computed from it once more. A convolution whose weights do not learn keeps no input at all.
+3. LeakyReLU writes over its input: its output tells the sign as well.
+
+Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names.
 """
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # [a, b, c] to [c, b + c, a + b, a]
 EXPAND = torch.kron(torch.kron(TAPS, TAPS), TAPS)  # 27 taps in 3D to 64
-SMALLEST = 8  # voxels of an input along an axis: below that the plain form is faster
+SUM = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]])  # [a, b, c] to [a, a + b + c, c]
+SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
+PRODUCTS_UP_TO = 4  # voxels of an input along an axis: beyond that `Transposed` is as fast
+
+
+class NormReLU(nn.GroupNorm):
+    """GroupNorm and ReLU, which keep their input alone; the output carries what makes it again, for the layer behind."""
+
+    def forward(self, y):
+        settings = self.weight, self.bias, self.num_groups, self.eps
+        if not torch.is_grad_enabled():
+            return norm_relu(y, *settings)[0].to(y.dtype)
+        made = {}  # the output, while a backward pass has it
+        x = NormReLUFunction.apply(y, *settings, made)
+        x.source = (y.detach(), *settings, made)
+        return x
+
+
+class NormReLUFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, weight, bias, groups, eps, made):
+        ctx.save_for_backward(y, weight, bias)
+        ctx.settings, ctx.made = (groups, eps), made
+        return norm_relu(y, weight, bias, groups, eps)[0].to(y.dtype)  # half precision: as autocast would have it
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        y, weight, bias = ctx.saved_tensors
+        groups, eps = ctx.settings
+        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, groups, eps)
+        needs, channels, voxels = list(ctx.needs_input_grad[:3]), y.shape[1] // groups, y[0, 0].numel()
+        sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
+        for i, j in np.ndindex(len(y), groups):  # one group at a time: what is made on the way is small
+            s = slice(j * channels, (j + 1) * channels)
+            part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
+            one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
+            statistics = mean[i : i + 1, j : j + 1], scale[i : i + 1, j : j + 1]
+            size = 1, channels, voxels, 1
+            y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
+            part.copy_(y_grad)
+            for total, other in zip(sums, others, strict=True):
+                if total is not None:
+                    total[s] += other
+        return x.to(y.dtype), *sums, None, None, None
+
+
+def norm_relu(y, weight, bias, groups, eps):
+    """ReLU(GroupNorm(y)) in the precision of the weights, and the mean and 1 / deviation of each group."""
+    b, c = y.shape[:2]
+    x, mean, scale = torch.native_group_norm(y.to(weight.dtype), weight, bias, b, c, y[0, 0].numel(), groups, eps)
+    return x.relu_(), mean, scale
+
+
+class Conv3d(nn.Conv3d):
+    """A convolution that keeps its input only where its weights learn, and then in the shortest form."""
+
+    def forward(self, x):
+        return convolve(x, self.weight, self.bias, Direct(self.stride, self.padding))
 
 
 class UpConv3d(nn.Conv3d):
-    """nearest x 2, then conv3, with the same parameters, as one transposed convolution."""
+    """nearest x 2, then conv3, with the same parameters, without the up-sampled tensor."""
 
     def forward(self, x):
-        if x.shape[-1] < SMALLEST:
-            return super().forward(F.interpolate(x, scale_factor=2))
-        kernel = (self.weight.flatten(2) @ EXPAND.to(self.weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
-        return F.conv_transpose3d(x, kernel, self.bias, stride=2, padding=1)
+        form = Products() if max(x.shape[2:]) <= PRODUCTS_UP_TO else Transposed((2, 2, 2), (1, 1, 1))
+        return convolve(x, self.weight, self.bias, form)
+
+
+def convolve(x, weight, bias, form):
+    """A convolution in one of the forms below, in autocast's precision where that is on."""
+    source, device = getattr(x, "source", None), x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        source = source if x.dtype == dtype else None
+        x = x.to(dtype)
+    return ConvolveFunction.apply(x, weight, bias, form, source)
+
+
+class ConvolveFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, form, source):
+        kept, ctx.settings, ctx.made = (x,), (), None
+        if source is not None:
+            *kept, groups, eps, ctx.made = source
+            ctx.settings = groups, eps
+        ctx.save_for_backward(weight, *(kept if ctx.needs_input_grad[1] else ()))
+        ctx.shape, ctx.form = x.shape, form
+        return form.forward(x, weight, bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        weight, *kept = ctx.saved_tensors
+        if not kept:
+            x = grad.new_empty(1).expand(ctx.shape)  # its shape is all that the gradient of the input needs
+        elif ctx.made is None:
+            x = kept[0]
+        else:
+            if "x" not in ctx.made:
+                ctx.made["x"] = norm_relu(*kept, *ctx.settings)
+            x = ctx.made["x"][0].to(grad.dtype)
+        x_grad, *others = ctx.form.backward(grad, x, weight, list(ctx.needs_input_grad[:3]))
+        return x_grad, *(None if g is None else g.to(weight.dtype) for g in others), None, None
+
+
+class Direct:
+    """A convolution as it is."""
+
+    transposed = False
+
+    def __init__(self, stride, padding):
+        self.geometry = stride, padding, (1, 1, 1), self.transposed, (0, 0, 0), 1
+
+    def forward(self, x, weight, bias):
+        return torch.convolution(x, weight.to(x.dtype), bias, *self.geometry)
+
+    def backward(self, grad, x, weight, needs):
+        weight = weight.to(grad.dtype)
+        return torch.ops.aten.convolution_backward(grad, x, weight, [grad.shape[1]], *self.geometry, needs)
+
+
+class Transposed(Direct):
+    """nearest x 2 and conv3 as a transposed convolution; weights (out, in, 3, 3, 3) become (in, out, 4, 4, 4)."""
+
+    transposed = True
+
+    def expand(self, weight):
+        return (weight.flatten(2) @ EXPAND.to(weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
+
+    def forward(self, x, weight, bias):
+        return super().forward(x, self.expand(weight), bias)
+
+    def backward(self, grad, x, weight, needs):
+        x, kernel, bias = super().backward(grad, x, self.expand(weight), needs)
+        if kernel is not None:
+            kernel = (kernel.transpose(0, 1).flatten(2) @ EXPAND.to(kernel)).unflatten(2, (3, 3, 3))
+        return x, kernel, bias
+
+
+class Products:
+    """nearest x 2 and conv3 in three products for two outputs. With s = a + b + c, along each axis
+
+        y[2i]     = a (x[i-1] - x[i]) + s x[i]
+        y[2i + 1] = c (x[i+1] - x[i]) + s x[i]
+
+    so 27 products for 8 outputs in 3D instead of 64. The rest are additions, which only pay where x is small.
+    """
+
+    def forward(self, x, weight, bias):
+        v = differences(x)
+        return pairs(
+            (v.flatten(3, 6).flatten(0, 2) @ self.taps(weight.to(x.dtype))).view(*v.shape[:-1], -1)
+        ) + bias.view(-1, 1, 1, 1)
+
+    def taps(self, weight):
+        """(out, in, 3, 3, 3) to (27, in, out)."""
+        return (weight.flatten(2) @ SUMS.to(weight).T).permute(2, 1, 0)
+
+    def backward(self, grad, x, weight, needs):
+        g, taps_grad = pairs_adjoint(grad), None
+        sizes, g = g.shape[:-1], g.flatten(3, 6).flatten(0, 2)
+        if needs[1]:
+            taps_grad = differences(x).flatten(3, 6).flatten(0, 2).mT @ g
+            taps_grad = (taps_grad.permute(2, 1, 0) @ SUMS.to(g)).unflatten(2, (3, 3, 3))
+        if needs[0]:
+            x = differences_adjoint((g @ self.taps(weight.to(g.dtype)).mT).view(*sizes, -1))
+        return x if needs[0] else None, taps_grad, grad.sum((0, 2, 3, 4)) if needs[2] else None
+
+
+def shifted(x, by, axis):
+    """x moved by one along an axis, with zeros coming in."""
+    x = x.roll(by, axis)
+    x.select(axis, 0 if by > 0 else -1).zero_()
+    return x
+
+
+def differences(x):
+    """x (b, c, d, h, w) to (3, 3, 3, b, d, h, w, c): along each axis before - x, x, and after - x."""
+    x = x.movedim(1, -1)
+    for axis in (-2, -3, -4):
+        x = torch.stack([shifted(x, 1, axis) - x, x, shifted(x, -1, axis) - x])
+    return x
+
+
+def differences_adjoint(g):
+    for axis in (-4, -3, -2):
+        before, same, after = g
+        g = same - before - after + shifted(before, -1, axis) + shifted(after, 1, axis)
+    return g.movedim(-1, 1).contiguous()
+
+
+def pairs(y):
+    """Products (3, 3, 3, b, d, h, w, c) to (b, c, 2d, 2h, 2w): even voxels are sums of the first two, odd ones of the last."""
+    for _ in range(3):
+        y = torch.stack([y[0] + y[1], y[1] + y[2]], 2)  # the next axis comes first
+    return y.permute(3, 7, 4, 0, 5, 1, 6, 2).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def pairs_adjoint(g):
+    for axis in (4, 3, 2):
+        g = g.unflatten(axis, (-1, 2))
+    g = g.permute(3, 5, 7, 0, 2, 4, 6, 1)
+    for _ in range(3):
+        g = torch.stack([g[0], g[0] + g[1], g[1]], 2)
+    return g
+
+
+class ForkFunction(torch.autograd.Function):
+    """Features A for G^L, and some slices of them for G^H: the gradient of the slices is added where it belongs."""
+
+    @staticmethod
+    def forward(ctx, a, start, stop):
+        ctx.part = slice(start, stop)
+        return a.view_as(a), a[:, :, ctx.part].clone()  # a copy: A itself can go
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, a_grad, part_grad):
+        a_grad[:, :, ctx.part] += part_grad
+        return a_grad, None, None
+
+
+def fork(a, start, stop):
+    """A and A[:, :, start:stop], whose backward pass has one tensor of A's size."""
+    whole, part = ForkFunction.apply(a, start, stop)
+    if hasattr(a, "source"):
+        whole.source = a.source
+    return whole, part
 
 
 def make_lean(network):
-    """Replace, in place, every up-sampling with the convolution behind it; names and parameters stay as they are."""
+    """Replace, in place, layers with their lean forms; names, parameters and buffers stay as they are."""
     for module in network.modules():
         children = list(module.named_children())
-        for (name, up), (_, conv) in zip(children[:-1], children[1:], strict=True):
-            if isinstance(up, nn.Upsample) and type(conv) is nn.Conv3d:
+        for (name, first), (after, second) in zip(children[:-1], children[1:], strict=True):
+            if isinstance(first, nn.Upsample) and type(second) is nn.Conv3d:
                 setattr(module, name, nn.Identity())
-                conv.__class__ = UpConv3d
+                second.__class__ = UpConv3d
+            elif type(first) is nn.GroupNorm and isinstance(second, nn.ReLU):
+                setattr(module, after, nn.Identity())
+                first.__class__ = NormReLU
+    for module in network.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = Conv3d
+        elif isinstance(module, nn.LeakyReLU):
+            module.inplace = True

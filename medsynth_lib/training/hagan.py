@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models.hagan import networks, require_size
-from medsynth_lib.models.hagan_lean import make_lean
+from medsynth_lib.models.hagan_lean import fork, make_lean
+from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import linear_decay
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
@@ -58,7 +59,7 @@ class HAGAN:
             before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
-        average: decay of the generator's running mean, which samples are drawn from.
+        average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
     Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
     """
@@ -77,7 +78,7 @@ class HAGAN:
             del self.networks[name]
         self.optimisers = {name: self.optimiser(name) for name in self.networks}
         for name in GENERATOR:
-            if name in self.networks:
+            if name in self.networks and recipe["average"]:
                 self.networks[f"mean {name}"] = copy.deepcopy(self.networks[name]).requires_grad_(False)
         if recipe["lean"]:
             for name in self.optimisers:
@@ -86,6 +87,8 @@ class HAGAN:
     def optimiser(self, name):
         """Adam with beta_1 = 0; discriminators learn four times as fast (section II-E)."""
         groups = [{"params": list(self.networks[name].parameters()), "rate": 4.0 if name.startswith("D") else 1.0}]
+        if self.recipe["lean"]:
+            return SecondMomentAdam(groups, self.recipe["learning_rate"])
         return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(0.0, 0.999))
 
     def learning_rate(self, step, steps):
@@ -119,15 +122,32 @@ class HAGAN:
             self.networks[name].requires_grad_(name in names)
             self.optimisers[name].zero_grad(set_to_none=True)
         value = loss()
+        self.steps_at_once(names, True)
         self.backward(value)
+        self.steps_at_once(names, False)
         for name in names:
             self.optimisers[name].step()
         return value.detach()
 
+    def steps_at_once(self, names, on):
+        """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
+        owner = self.backward.__self__
+        alone = owner is self or owner.world_size == 1 and owner.strategy.precision.precision != "16-mixed"
+        if self.recipe["lean"] and alone:
+            for name in names:
+                self.optimisers[name].at_once(on)
+
+    def part(self, loss):
+        """A term that shares no graph with those to come. Lean: its backward pass is done now, so that its graph can go."""
+        if not self.recipe["lean"]:
+            return loss
+        self.backward(loss)
+        return loss.detach()
+
     @torch.no_grad()
     def average(self):
         for name in GENERATOR:
-            if name in self.networks:
+            if f"mean {name}" in self.networks:
                 pairs = zip(self.networks[f"mean {name}"].parameters(), self.networks[name].parameters(), strict=True)
                 for mean, new in pairs:
                     mean.lerp_(new, 1 - self.recipe["average"])
@@ -137,10 +157,11 @@ class HAGAN:
     def discriminator_loss(self, real, r, label):
         """max over D of equations (4) + (5), as a loss."""
         on_real = self.judge(*real, r)
+        loss = self.adversarial(on_real, True) + (self.label_loss(on_real, label) if self.classes else 0)
+        loss = self.part(loss)
         with torch.no_grad():
             fake = self.generate(self.noise(len(real[0]), label, real[0].device), r)
-        loss = self.adversarial(on_real, True) + self.adversarial(self.judge(*fake, r), False)
-        return loss + self.label_loss(on_real, label) if self.classes else loss
+        return loss + self.adversarial(self.judge(*fake, r), False)
 
     def generator_loss(self, b, r, label):
         """min over G of equations (4) + (5), in the non-saturating form -log D(fake)."""
@@ -187,8 +208,13 @@ class HAGAN:
     def generate(self, z, r):
         """Equations (3) and (2): a sub-volume, and the small whole (None without the low branch), from shared features A."""
         a = self.networks["G^A"](z)
+        if self.recipe["lean"]:
+            a, part = fork(a, r // 4, (r + self.depth) // 4)
+        else:
+            part = select_low(a, r, self.depth)
         low = self.networks["G^L"](a) if self.recipe["low_branch"] else None
-        return self.networks["G^H"](select_low(a, r, self.depth)), low
+        del a  # the largest tensor here
+        return self.networks["G^H"](part), low
 
     def judge(self, x_r, x_low, r):
         """Logits of D^H, which is told r as a share of its largest value, and of D^L."""

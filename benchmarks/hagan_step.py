@@ -1,0 +1,180 @@
+"""HA-GAN, one training iteration step by step: seconds of the lean form beside the plain one or the public implementation.
+
+    git clone https://github.com/batmanlab/HA-GAN DIR
+    python benchmarks/hagan_step.py --size 128 --reference DIR
+    python benchmarks/hagan_step.py --size 128               # plain beside lean
+
+The two alternate in one process; each form's step is the median of its rounds. Paper's widths, batch 2, fp32, one thread. CPU
+seconds (user and system, of this process) hardly depend on what else runs; wall seconds do. ``--device cuda`` and
+``--bf16 1`` are for a GPU, where "cpu" is not a figure: not measured yet. Peak memory is that of one form alone, in a
+process of its own: ``--memory 1``.
+"""
+
+import functools
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from common import arguments, peak_gib, write
+
+from medsynth_lib.training.hagan import HAGAN
+
+RECIPE = dict(latent=1024, c=32, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True, encoder=True,
+              average=0.0, learning_rate=1e-4, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
+STEPS = {"D": ("D^H", "D^L"), "G": ("G^A", "G^L", "G^H"), "E^H": ("E^H",), "E^G": ("E^G",)}
+
+
+class Clock:
+    """CPU and wall seconds by name of a step."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {}
+
+    def measure(self, name, function):
+        began = time.process_time(), time.perf_counter()
+        value = function()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[name] = time.process_time() - began[0], time.perf_counter() - began[1]
+        return value
+
+
+class Ours:
+    """HAGAN with a clock around its updates."""
+
+    def __init__(self, size, lean, device, bf16):
+        self.model, self.clock, self.bf16, self.device = (
+            HAGAN(RECIPE | dict(size=size, lean=lean)),
+            Clock(device),
+            bf16,
+            device,
+        )
+        for network in self.model.networks.values():
+            network.to(device)
+        self.names, self.update = {names: step for step, names in STEPS.items()}, self.model.update
+        self.model.update = self.timed
+
+    def timed(self, names, loss):
+        return self.clock.measure(self.names[names], lambda: self.update(names, loss))
+
+    def iterate(self, x):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            self.model.step({"x": x})
+
+
+class Reference:
+    """The public networks, driven as section II and the public loop drive them; its device calls do nothing on a CPU."""
+
+    def __init__(self, folder, size, device, bf16):
+        sys.path.insert(0, str(folder))
+        if device == "cpu":
+            torch.Tensor.cuda = lambda self, *a, **k: self
+        public = __import__(f"models.Model_HA_GAN_{size}", fromlist=["Generator"])
+        self.g, self.d = public.Generator(mode="train", latent_dim=1024).to(device), public.Discriminator().to(device)
+        self.high, self.ground = public.Encoder().to(device), public.Sub_Encoder(latent_dim=1024).to(device)
+        self.nets = self.d, self.g, self.high, self.ground
+        self.adam = {
+            n: torch.optim.Adam(n.parameters(), 4e-4 if n is self.d else 1e-4, betas=(0.0, 0.999)) for n in self.nets
+        }
+        self.size, self.clock, self.device, self.bf16 = size, Clock(device), device, bf16
+
+    def iterate(self, x):
+        self.r = int(torch.randint(self.size * 7 // 8 + 1, ()))
+        self.x, self.real = x, (x[:, :, self.r : self.r + self.size // 8], F.interpolate(x, scale_factor=0.25))
+        losses = dict(zip(STEPS, (self.d_loss, self.g_loss, self.high_loss, self.ground_loss), strict=True))
+        for network, (name, loss) in zip(self.nets, losses.items(), strict=True):
+            self.clock.measure(name, functools.partial(self.update, network, loss))
+
+    def update(self, network, loss):
+        for other in self.nets:
+            other.requires_grad_(other is network)
+        network.zero_grad()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
+            value = loss()
+        value.backward()
+        self.adam[network].step()
+
+    def fake(self):
+        return self.g(torch.randn(len(self.x), 1024, device=self.device), crop_idx=self.r)
+
+    def judge(self, pair, real):
+        logits = self.d(*pair, self.r)
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+    def d_loss(self):
+        return self.judge(self.real, True) + self.judge(self.fake(), False)
+
+    def g_loss(self):
+        return self.judge(self.fake(), True)
+
+    def high_loss(self):
+        return F.l1_loss(self.g(self.high(self.real[0]), crop_idx=None), self.real[0])
+
+    def ground_loss(self):
+        with torch.no_grad():
+            features = torch.cat([self.high(part) for part in self.x.split(self.size // 8, 2)], 2)
+        made = self.g(self.ground(features), crop_idx=self.r)
+        return sum(F.l1_loss(a, b) for a, b in zip(made, self.real, strict=True)) / 2
+
+
+def build(form, args):
+    bf16 = bool(args.bf16)
+    if form == "reference":
+        return Reference(args.reference, args.size, args.device, bf16)
+    return Ours(args.size, form == "lean", args.device, bf16)
+
+
+def peak(form, args):
+    """Peak memory in GiB of one form's two iterations in a process of its own: allocated on a GPU, resident elsewhere."""
+    flags = [f"--{k}={getattr(args, k)}" for k in ("size", "reference", "device", "bf16", "batch")]
+    out = subprocess.run([sys.executable, __file__, *flags, "--only", form], check=True, capture_output=True, text=True)
+    return float(out.stdout.split()[-1])
+
+
+def main():
+    args = arguments(__doc__, size=128, reference="", rounds=3, bf16=0, batch=2, memory=0, only="", note="")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.rand(args.batch, 1, *[args.size] * 3, device=args.device) * 2 - 1
+    if args.only:
+        form = build(args.only, args)
+        for _ in range(2):
+            form.iterate(x)
+        print(torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else peak_gib())
+        return
+    forms = {form: build(form, args) for form in (("reference" if args.reference else "plain"), "lean")}
+    seconds = {form: {step: [] for step in STEPS} for form in forms}
+    for turn in range(args.rounds + 1):
+        for form, subject in forms.items():
+            subject.iterate(x)
+            for step, pair in subject.clock.seconds.items():
+                if turn:  # the first round warms up
+                    seconds[form][step].append(pair)
+    write(args.out, f"hagan_step-{args.device}-{args.size}", table(seconds, args), args.device)
+
+
+def table(seconds, args):
+    """Rows: CPU and wall seconds of every step and of their sum, form by form, and how many times faster the second is."""
+    first, second = seconds
+    peaks = {form: round(peak(form, args), 2) for form in seconds} if args.memory else {}
+    rows = []
+    for kind, index in (("cpu", 0), ("wall", 1)):
+        taken = {f: {s: statistics.median(p[index] for p in v) for s, v in seconds[f].items()} for f in seconds}
+        for form in taken:
+            taken[form]["iteration"] = sum(taken[form].values())
+            row = dict(
+                form=form, seconds=kind, size=args.size, batch=args.batch, rounds=args.rounds, bf16=bool(args.bf16)
+            )
+            rows.append(row | {s: round(v, 2) for s, v in taken[form].items()} | dict(peak_gib=peaks.get(form)))
+        ratio = {s: round(taken[first][s] / taken[second][s], 2) for s in taken[first]}
+        rows.append(dict(form=f"{first} / {second}", seconds=kind) | ratio)
+    load = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return rows + [dict(note=args.note or "nothing said about other work on the machine", switched_away=load)]
+
+
+if __name__ == "__main__":
+    main()

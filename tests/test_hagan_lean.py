@@ -1,0 +1,298 @@
+"""HA-GAN's lean form: each lever equals the plain form it stands beside; every network, every step; what it saves."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medsynth_lib.models import hagan as models
+from medsynth_lib.models import hagan_lean
+from medsynth_lib.training import hagan_lean as training
+from medsynth_lib.training.hagan import GENERATOR, HAGAN, low_resolution, select_high
+from medsynth_lib.training.hagan_lean import SecondMomentAdam
+from medsynth_lib.training.loop import fit
+
+RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
+              encoder=True, average=0.9, lean=True, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
+              final_learning_rate=0.0)  # fmt: skip
+FORMS = dict(lean=False), dict(lean=True)
+R = 8  # where the sub-volume of these tests starts
+
+
+def algorithm(dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    model = HAGAN(RECIPE | changes)
+    for network in model.networks.values():
+        network.to(dtype)
+    return model
+
+
+def volumes(b=2, size=32, dtype=torch.float32):
+    return (torch.rand(b, 1, size, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1).to(dtype)
+
+
+def relative(have, want):
+    """Largest difference between two dictionaries of tensors, as a share of the largest value."""
+    assert have.keys() == want.keys() and want
+    return max(float((have[k] - want[k]).abs().max()) for k in want) / max(float(v.abs().max()) for v in want.values())
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 99])
+def test_up_sampling_and_convolution_need_no_up_sampled_tensor(limit, monkeypatch):
+    """As one transposed convolution, and as 27 products: output and gradients, on odd sides, in double precision."""
+    monkeypatch.setattr(hagan_lean, "PRODUCTS_UP_TO", limit)
+    torch.manual_seed(0)
+    plain = nn.Conv3d(3, 5, 3, padding=1).double()
+    lean = hagan_lean.UpConv3d(3, 5, 3, padding=1).double()
+    lean.load_state_dict(plain.state_dict())
+    x, found = torch.randn(2, 3, 4, 5, 7, dtype=torch.float64), []
+    for form in (plain, lean):
+        start = x.clone().requires_grad_()
+        y = form(F.interpolate(start, scale_factor=2) if form is plain else start)
+        y.pow(3).sum().backward()
+        found.append({"y": y.detach(), "x": start.grad, "weight": form.weight.grad, "bias": form.bias.grad})
+    assert all(relative({k: found[1][k]}, {k: found[0][k]}) < 1e-12 for k in found[0])
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_chain_of_layers_keeps_one_activation_each(learns):
+    """Same gradients as the plain form, from at most 0.6 of the memory; a frozen chain keeps the norms' inputs alone."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        models.block(8, 8), models.block(8, 8, up=True), models.down(8, 16), models.block(16, 8)
+    ).double()
+    for parameter in plain.parameters():
+        parameter.requires_grad_(learns).data.add_(torch.randn_like(parameter) * 0.1)
+    lean = copy.deepcopy(plain)
+    hagan_lean.make_lean(lean)
+    x, found, kept = torch.randn(2, 8, 8, 8, 8, dtype=torch.float64), [], []
+    for form in (plain, lean):
+        weights, storages = {p.data_ptr() for p in form.parameters()}, {}
+        start = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: note(t, weights, storages), lambda t: t):  # noqa: B023
+            out = form(start)
+        out.square().sum().backward()
+        found.append({"x": start.grad} | {k: p.grad for k, p in form.named_parameters() if learns})
+        kept.append(sum(storages.values()))
+    assert relative(found[1], found[0]) < 1e-12
+    activations = 8 * 2 * (8 * 8**3 + 8 * 16**3 + 16 * 8**3 + 8 * 8**3)  # bytes of the convolutions' outputs
+    assert kept[1] < activations * 1.05 + (x.nbytes if learns else 0) and kept[1] < 0.6 * kept[0]
+
+
+def note(tensor, weights, storages):
+    """Remember how many bytes a saved activation takes; weights are there anyway."""
+    if tensor.data_ptr() not in weights and tensor.dim() == 5:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return tensor
+
+
+def test_adam_with_the_second_moment_alone_is_adam_to_the_bit():
+    """Also when it steps within the backward pass, and after its state went through a dictionary."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(300, 700), nn.Tanh(), nn.Linear(700, 3))
+    lean, at_once = copy.deepcopy(plain), copy.deepcopy(plain)
+    optimisers = [torch.optim.Adam(plain.parameters(), 1e-2, betas=(0.0, 0.999))]
+    optimisers += [SecondMomentAdam(form.parameters(), 1e-2) for form in (lean, at_once)]
+    optimisers[2].at_once(True)
+    for _ in range(3):
+        x = torch.randn(8, 300)
+        for form, optimiser in zip((plain, lean, at_once), optimisers, strict=True):
+            optimiser.zero_grad()
+            form(x).square().mean().backward()
+            assert (form[0].weight.grad is None) == (form is at_once)
+            optimiser.step()
+            state = optimiser.state_dict()
+            assert form is plain or set(state["state"][0]) == {"step", "exp_avg_sq"}
+            optimiser.load_state_dict(copy.deepcopy(state))
+        assert all(
+            torch.equal(p, q)
+            for form in (lean, at_once)
+            for p, q in zip(plain.parameters(), form.parameters(), strict=True)
+        )
+
+
+# -- networks and steps ------------------------------------------------------------------------------------------------------
+
+
+def inputs(size, dtype):
+    """One input for each network."""
+    torch.manual_seed(2)
+    a, x = torch.randn(2, 8, *[size // 4] * 3, dtype=dtype), volumes(2, size, dtype)
+    x_r = select_high(x, R, size // 8)
+    return {"G^A": (torch.randn(2, 16, dtype=dtype),), "G^L": (a,), "G^H": (a[:, :, : size // 32],), "D^H": (x_r, 0.3),
+            "D^L": (low_resolution(x),), "E^H": (x_r,), "E^G": (a,)}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("learns", [True, False])
+def test_every_network_has_the_same_output_and_gradients(size, learns):
+    """fp64, relative 1e-10; of the input and, where it learns, of every parameter. Names stay, and the mean stays plain."""
+    plain, lean = (algorithm(torch.float64, size=size, **form).networks for form in FORMS)
+    for name, (first, *rest) in inputs(size, torch.float64).items():
+        assert lean[name].state_dict().keys() == plain[name].state_dict().keys()
+        found = []
+        for network in (plain[name], lean[name]):
+            network.requires_grad_(learns)
+            x = first.clone().requires_grad_()
+            out = network(x, *rest)
+            (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+            grads = {k: p.grad for k, p in network.named_parameters() if learns}
+            found.append({"output": out.detach(), "input": x.grad} | grads)
+        assert relative(found[1], found[0]) < 1e-10, name
+    fused = {n: sum(isinstance(m, hagan_lean.UpConv3d) for m in net.modules()) for n, net in lean.items()}
+    assert fused["G^A"] == models.levels(size) and fused["G^H"] == 2 and fused["mean G^H"] == 0
+
+
+def steps(model, x):
+    """The four sub-steps on given volumes and a given start, by name."""
+    real = select_high(x, R, model.depth), low_resolution(x)
+    label = torch.arange(len(x)) if model.classes else None
+    return {
+        "D": (("D^H", "D^L"), lambda: model.discriminator_loss(real, R, label)),
+        "G": (GENERATOR, lambda: model.generator_loss(len(x), R, label)),
+        "E^H": (("E^H",), lambda: model.high_loss(real[0])),
+        "E^G": (("E^G",), lambda: model.ground_loss(x, real, R, label)),
+    }
+
+
+def loss_and_gradients(step, size, dtype, b=2, **changes):
+    """Of one sub-step, as `HAGAN.update` makes it: the gradients that the optimisers are given, and the buffers after it."""
+    model, grads = algorithm(dtype, size=size, **changes), {}
+    model.networks["G^A"].requires_grad_(False)
+    names, loss = steps(model, volumes(b, size, dtype))[step]
+    of = {id(p): (n, k) for n in names if n in model.networks for k, p in model.networks[n].named_parameters()}
+
+    def take(parameter):
+        assert id(parameter) not in {id(p) for p in grads}
+        grads[of[id(parameter)]] = parameter.grad.clone()
+
+    for optimiser in model.optimisers.values():
+        optimiser.update = take
+        if not model.recipe["lean"]:
+            parameters = optimiser.param_groups[0]["params"]
+            optimiser.step = lambda parameters=parameters: [take(p) for p in parameters if p.grad is not None]
+    model.noise = lambda b, label, device: model.with_label(torch.randn(b, 16).to(dtype), label)
+    torch.manual_seed(5)
+    value = model.update(names, loss)
+    assert not model.recipe["lean"] or all(p.grad is None for net in model.networks.values() for p in net.parameters())
+    buffers = {(n, k): v for n, net in model.networks.items() for k, v in net.named_buffers()}
+    return float(value), grads, buffers
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("step", ["D", "G", "E^H", "E^G"])
+def test_every_step_has_the_same_loss_and_gradients(step, size):
+    """fp64: all within 1e-10, the spectral norms' vectors too. fp32: losses within 1e-5, gradients within 3 times the plain
+    form's own error in fp32 (signs of ReLU and L1 flip), over all parameters.
+    """
+    exact, want, vectors = loss_and_gradients(step, size, torch.float64, lean=False)
+    value, have, buffers = loss_and_gradients(step, size, torch.float64)
+    assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10 and relative(buffers, vectors) < 1e-10
+    errors = []
+    for form in FORMS:
+        value, have, _ = loss_and_gradients(step, size, torch.float32, **form)
+        assert abs(value - exact) < 1e-5
+        errors.append(sum(float((have[k] - want[k]).square().sum()) for k in want) ** 0.5)
+    assert errors[1] < 3 * errors[0]
+
+
+@pytest.mark.parametrize("changes", [dict(loss="paper"), dict(low_branch=False), dict(classes=2), dict(fraction=1 / 2)])
+@pytest.mark.parametrize("step", ["D", "G", "E^G"])
+def test_variants_have_the_same_gradients(step, changes):
+    exact, want, _ = loss_and_gradients(step, 32, torch.float64, lean=False, **changes)
+    value, have, _ = loss_and_gradients(step, 32, torch.float64, **changes)
+    assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b):
+    """Three whole iterations in fp64: losses and weights within 1e-8; batch size 1 works."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        plain, lean = (algorithm(torch.float64, **form) for form in FORMS)
+        for k in range(3):
+            losses = []
+            for model in (plain, lean):
+                torch.manual_seed(k)
+                losses.append(model.step({"x": volumes(b, dtype=torch.float64)}))
+            assert relative(*reversed(losses)) < 1e-8
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in plain.networks:
+        assert relative(lean.networks[name].state_dict(), plain.networks[name].state_dict()) < 1e-8
+
+
+def test_several_processes_and_scaled_losses_step_after_the_backward_pass():
+    """Gradients of other processes are still to be added, or a scale to be taken off: no step within the backward pass."""
+
+    class Owner:
+        def __init__(self, processes, precision):
+            self.world_size = processes
+            self.strategy = self.precision = self
+            self.precision = type("P", (), dict(precision=precision))
+
+        def backward(self, loss):
+            loss.backward()
+            model = self.model
+            self.seen = all(p.grad is not None for p in model.networks["E^H"].parameters())
+
+    x = volumes()
+    for processes, precision, waits in ((2, "32-true", True), (1, "16-mixed", True), (1, "bf16-mixed", False)):
+        model, owner = algorithm(), Owner(processes, precision)
+        owner.model, model.backward = model, owner.backward
+        model.update(*steps(model, x)["E^H"])
+        assert owner.seen == waits
+        assert all(state["step"] == 1 for state in model.optimisers["E^H"].state.values())
+        assert len(model.optimisers["E^H"].state) == len(list(model.networks["E^H"].parameters()))
+
+
+def test_a_killed_training_resumes_to_the_bit(tmp_path):
+    data = [{"x": v} for v in volumes(3)]
+    settings = dict(steps=4, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
+    whole, parts, again = algorithm(), algorithm(), algorithm()
+    fit(whole, data, data[:1], tmp_path / "whole", **settings)
+    fit(parts, data, data[:1], tmp_path / "parts", until=3, **settings)
+    fit(again, data, data[:1], tmp_path / "parts", **settings)
+    for name, network in whole.networks.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, again.networks[name].state_dict()[key]), (name, key)
+    for name, optimiser in whole.optimisers.items():
+        state, resumed = (o.state_dict()["state"] for o in (optimiser, again.optimisers[name]))
+        assert state.keys() == resumed.keys()
+        for p, q in ((state[k], resumed[k]) for k in state):
+            assert int(p["step"]) == int(q["step"]) == 4 and torch.equal(p["exp_avg_sq"], q["exp_avg_sq"])
+
+
+def test_mixed_precision_gives_what_the_plain_form_gives():
+    """bf16 autocast: both forms differ from fp64 alike."""
+    want, errors = loss_and_gradients("G", 32, torch.float64, lean=False)[1], []
+    for form in FORMS:
+        with torch.autocast("cpu", torch.bfloat16):
+            have = loss_and_gradients("G", 32, torch.float32, **form)[1]
+        assert all(v.dtype == torch.float32 for v in have.values())
+        errors.append(sum(float((have[k] - want[k]).square().sum()) for k in want) ** 0.5)
+    assert errors[1] < 1.5 * errors[0]
+
+
+# -- what it saves -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_an_iteration_takes_at_most_half_of_the_operations(size, monkeypatch):
+    """At the paper's widths and batch 2, on the meta device, which computes shapes alone. Deterministic."""
+    monkeypatch.setattr(training, "CHUNK", 2**40)  # does not change what is counted
+    counts = []
+    for form in FORMS:
+        with torch.device("meta"):
+            model = HAGAN(RECIPE | dict(size=size, latent=1024, c=32, average=0.0) | form)
+        with FlopCounterMode(display=False) as counter:
+            model.step({"x": torch.empty(2, 1, size, size, size, device="meta")})
+        counts.append(counter.get_total_flops())
+    print(f"{size}: {counts[0] / 1e9:.0f} and {counts[1] / 1e9:.0f} GFLOP, {counts[1] / counts[0]:.3f}")
+    assert counts[1] <= 0.50 * counts[0]
