@@ -357,15 +357,10 @@ def test_plain_step_is_near_the_public_implementation(size, reference):
     assert abs(step_report(size, 2, False).peak / MIB / reference - 1) < 0.05
 
 
-unfinished = pytest.mark.xfail(reason="of the lean step only up-sampling is fused so far", strict=False)
-
-
-@unfinished
 @pytest.mark.parametrize("size, share", [(128, 0.55), (256, 0.42)])
 def test_lean_step_takes_half(size, share):
     assert compared(size, True) <= share * compared(size, False)
 
 
-@unfinished
 def test_512_fits_a_small_card():
     assert step_report(512, 1, True).peak < 4.5 * 1024 * MIB
