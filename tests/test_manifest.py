@@ -68,7 +68,10 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
         ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
         ("subject,site\n/1,A\n", ["subject '/1'", "rename"]),
         ("subject,site\n1,A\\B\n", ["site 'A", "rename"]),
-        ("subject,site,split\n1,A,train\n2,A,training\n", ["line 3", "'training'", "train, tune, test, adapt", "empty"]),
+        (
+            "subject,site,split\n1,A,train\n2,A,training\n",
+            ["line 3", "'training'", "train, tune, test, adapt", "empty"],
+        ),
         ("subject,site,split\n1,A,train\n2,A,\n3,A,\n", ["line 3 and 1 more have no split", "leave the column empty"]),
         ("subject;site;age\n1;A;5\n", ["'subject;site;age'", "separate columns by commas"]),
         ("subject;site;age\n1;A;5,5\n2;A;6,5,1\n", ["separate columns by commas"]),  # which pandas cannot parse
