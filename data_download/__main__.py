@@ -26,11 +26,11 @@ def parser():
     for command, text in dict(
         describe="licence, size, layout, how to get it",
         get="download, or print the steps",
-        verify="is a folder complete?",
+        verify="is a folder complete? with the name own: can the lessons use your data?",
         lookalike="write a small simulated folder that looks like the data set",
     ).items():
         sub = commands.add_parser(command, help=text)
-        sub.add_argument("name")
+        sub.add_argument("name", type=str.lower)  # publishers write IXI, BraTS2019
         if command in ("verify", "lookalike"):
             sub.add_argument("folder", type=Path)
         if command == "get":

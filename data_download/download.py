@@ -121,7 +121,9 @@ def fetch(file, folder, entry):
     if file["name"] in completed(folder):
         return
     path = folder / INCOMING / file["name"]
-    if not path.exists():
+    if path.exists():  # from a run that was killed while it unpacked, or put there by hand
+        require_whole(file, path)
+    else:
         path.parent.mkdir(exist_ok=True)
         download(file, path)
     note = dict(url=file["url"], version=entry["version"], bytes=path.stat().st_size, sha256=digest(path, "sha256"))
@@ -131,6 +133,16 @@ def fetch(file, folder, entry):
     with atomic(folder / "download.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     path.unlink()
+
+
+def require_whole(file, path):
+    """Raise DataError unless a file is as long as the registry says, and has its hash."""
+    size, md5 = path.stat().st_size, digest(path, "md5")
+    for what, found, known in (("bytes", size, file.get("bytes")), ("md5", md5, file.get("md5"))):
+        if known and found != known:
+            raise DataError(
+                f"{path}: has {what} {found}, the registry says {known}; delete it, and download {file['url']} again."
+            )
 
 
 def download(file, path):
@@ -193,13 +205,14 @@ class Resuming:
                     reason = f"the server promised {total} bytes and sent {self.size()}"
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                     reason = f"{type(error).__name__}: the connection broke after {self.size()} bytes"
+                    if not self.size():
+                        reason = unreachable(error, url)
                 except Busy as error:
                     reason, wait = str(error), max(wait, error.seconds)
                 attempt = 1 if self.size() > before else attempt + 1
                 if attempt >= ATTEMPTS:
-                    raise DataError(
-                        f"{url}: {reason}, {attempt} times; run the same command again later, it goes on from here."
-                    )
+                    remedy = "it goes on from here" if self.size() else f"or by hand: {self.by_hand(url)}"
+                    raise DataError(f"{url}: {reason}, {attempt} times; run the same command again later, {remedy}.")
                 time.sleep(min(wait, WAIT_LIMIT_S))
                 wait = min(2 * wait, WAIT_LIMIT_S) if attempt > 1 else WAIT_S
         if self.expected and self.size() != self.expected:
@@ -208,6 +221,10 @@ class Resuming:
             raise DataError(
                 f"{url}: has {size} bytes, the registry says {self.expected}; the file changed, so nothing was kept."
             )
+
+    def by_hand(self, url):
+        name = self.part.name.removesuffix(".part")
+        return f"download {url} with a browser, put it into {self.part.parent} as {name}, and run the same command"
 
     def size(self):
         return self.part.stat().st_size if self.part.exists() else 0
@@ -258,6 +275,12 @@ class Resuming:
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
         with atomic(self.state) as temporary:
             temporary.write_text(json.dumps({"validator": validator, "total": total}), encoding="utf-8")
+
+
+def unreachable(error, url):
+    """Which host could not be reached, of a request that may have been redirected."""
+    host = urlsplit(error.request.url if error.request else url).hostname
+    return f"could not reach {host} ({type(error).__name__}): check the network, and the proxy (HTTPS_PROXY)"
 
 
 class Busy(Exception):

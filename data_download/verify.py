@@ -1,4 +1,7 @@
-"""Is a folder what a lesson needs? Names, modalities, sites, splits, headers and grids, without reading a voxel."""
+"""Is a folder what a lesson needs? Names, modalities, sites, splits, headers and grids of a published set, without its voxels.
+
+Your own folder ("own") is read as the lessons read it, voxels included.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,19 +12,25 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from data_download import registry
+from medsynth_lib.data.cubes import CubeContract, prepare_cube
 from medsynth_lib.data.layouts import find
 from medsynth_lib.data.manifest import MODALITIES, check_leaks
-from medsynth_lib.data.nifti import grid_gap, read_header
+from medsynth_lib.data.nifti import grid_gap, read_case, read_header, read_volume
+from medsynth_lib.data.preprocess import Contract, prepare
 from medsynth_lib.data.ready import MAKERS
+from medsynth_lib.data.roles import has, pair_inputs, paired, require_each_split, site_pair, with_split
 from medsynth_lib.display.headless import headless
 from medsynth_lib.files import DataError
+
+COARSE = dict(spacing=(4.8,) * 3, size=(40, 40, 30))  # the paper's crop in large voxels: the same checks, but faster
 
 
 @dataclass
 class Report:
     """What `verify` found: subjects a site, scans lacking a modality, headers (how many files have each), and what is bad.
 
-    ``expected`` is the number of subjects that the publisher counts, None where it is not known.
+    ``expected`` is the number of subjects that the publisher counts, None where it is not known. ``roles`` is for your own
+    data: role -> why it cannot be played (empty where it can).
     """
 
     name: str
@@ -31,9 +40,12 @@ class Report:
     missing: list = field(default_factory=list)
     headers: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
+    roles: dict = field(default_factory=dict)
 
     @property
     def usable(self):
+        if self.roles:
+            return not all(self.roles.values())
         return not self.bad and len(self.missing) < self.scans
 
     def lines(self):
@@ -55,7 +67,14 @@ class Report:
             yield f"bad: {text}"
         if len(self.bad) > 10:
             yield f"bad: ... and {len(self.bad) - 10} more"
-        yield "usable" if self.usable else "not usable: mend what is listed above, then verify again"
+        for role, faults in self.roles.items():
+            yield f"usable as {role}: no, because {faults[0]}" if faults else f"usable as {role}: yes"
+            for text in faults[1:10]:
+                yield f"  and {text}"
+            if len(faults) > 10:
+                yield f"  and {len(faults) - 10} more"
+        if not self.roles:
+            yield "usable" if self.usable else "not usable: mend what is listed above, then verify again"
 
 
 def verify(name, folder):
@@ -66,15 +85,25 @@ def verify(name, folder):
         raise DataError(f"{folder}: no such folder; give the folder that holds the unpacked data set.")
     frame = find(name, folder)
     report = Report(name, len(frame), frame.groupby("site")["subject"].nunique().to_dict(), expected)
-    try:
-        check_leaks(frame)
-    except DataError as error:
-        report.bad.append(str(error))
     groups = needed(name, frame)
     for _, row in frame.iterrows():
         lacking = [[m for m in group if not row[m]] for group in groups]
         if all(lacking):
             report.missing.append(f"{row['subject']} ({row['site']}) lacks {', '.join(min(lacking, key=len))}")
+    read_headers(report, frame)
+    if name == "own":
+        require_own(frame)
+        report.bad = []  # the roles tell it again of scans that a lesson would read; the others do no harm
+        report.roles = dict(pairs=pair_faults(frame), volumes=volume_faults(frame))
+    return report
+
+
+def read_headers(report, frame):
+    """Note the headers, and what is bad: leaks, unreadable headers, several grids in a row."""
+    try:
+        check_leaks(frame)
+    except DataError as error:
+        report.bad.append(str(error))
     for _, row in tqdm(frame.iterrows(), total=len(frame), desc="headers", disable=headless()):
         images = {}
         for path in [frame.attrs["root"] / row[m] for m in MODALITIES if row[m]]:
@@ -88,7 +117,60 @@ def verify(name, folder):
                 report.bad.append(str(error))
         if row["dataset"] not in MAKERS:  # the others are brought to one grid before use
             report.bad += different_grids(images)
-    return report
+
+
+def require_own(frame):
+    """Raise DataError for scans that the lessons would make ready first: they are to be verified by the set's name."""
+    if made := sorted(MAKERS.keys() & set(frame["dataset"])):
+        raise DataError(
+            f"{frame.attrs['root']}: holds {', '.join(made)}; verify it by that name: "
+            f"python -m data_download verify {made[0]} {frame.attrs['root']}"
+        )
+
+
+def pair_faults(frame):
+    """Why the lessons cannot use a folder as pairs: sites, splits, and each scan read and prepared as they do."""
+    inputs = pair_inputs(frame)
+    if inputs is None:
+        return ["no scan has FLAIR and T2, or T2 and PD, together with T1"]
+    contract = Contract(inputs=inputs, **COARSE)
+    frame = frame[has(frame, contract.modalities)]
+    faults = []
+    try:
+        frame = paired(frame, site_pair(frame), seed=0)
+        require_each_split(frame)
+    except DataError as error:
+        faults.append(str(error))
+    root = frame.attrs["root"]
+    return faults + row_faults(frame, lambda row: prepare(read_case(row, contract.modalities, root), contract), "pairs")
+
+
+def volume_faults(frame):
+    """Why the lessons cannot use a folder as single volumes: one of CT and T1 without a fault is enough."""
+    found = [modality for modality in ("ct", "t1") if has(frame, (modality,)).any()]
+    faults = [faults_of_one(frame[has(frame, (modality,))], modality) for modality in found]
+    return [] if [] in faults else sum(faults, []) or ["no scan has CT or T1"]
+
+
+def faults_of_one(frame, modality):
+    """The same for the scans of one modality."""
+    contract, faults, root = CubeContract(modality), [], frame.attrs["root"]
+    try:
+        with_split(frame, seed=0, pooled=True)
+    except DataError as error:
+        faults.append(str(error))
+    return faults + row_faults(frame, lambda row: prepare_cube(read_volume(root / row[modality]), contract), modality)
+
+
+def row_faults(frame, read, title):
+    """The errors of reading each scan of a manifest."""
+    faults = []
+    for _, row in tqdm(frame.iterrows(), total=len(frame), desc=title, disable=headless()):
+        try:
+            read(row)
+        except DataError as error:
+            faults.append(str(error))
+    return faults
 
 
 def different_grids(images):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -237,6 +238,30 @@ def test_busy_servers_are_asked_again(site):
     assert sum(path == "/always_busy" for path, _ in site.log) == download.ATTEMPTS
 
 
+def test_a_host_that_cannot_be_reached_and_the_way_by_hand(site):
+    url = "http://127.0.0.1:9/set.tar"  # where nobody listens
+    with pytest.raises(DataError) as caught:
+        site.get("", url=url, md5=MD5)
+    incoming = site.folder / ".incoming"
+    for words in (
+        f"{url}: could not reach 127.0.0.1 (",
+        "6 times",
+        "proxy",
+        f"download {url} with",
+        f"{incoming} as set.tar,",
+    ):
+        assert words in str(caught.value)
+    assert "goes on from here" not in str(caught.value)
+    (incoming / "set.tar").write_bytes(BODY[:1000])
+    with pytest.raises(DataError, match=f"set.tar: has md5 .*, the registry says {MD5}; delete it"):
+        site.get("", url=url, md5=MD5)
+    with pytest.raises(DataError, match=f"set.tar: has bytes 1000, the registry says {len(BODY)}; delete it"):
+        site.get("", url=url, bytes=len(BODY))
+    (incoming / "set.tar").write_bytes(BODY)
+    require_complete(site.get("", url=url, md5=MD5, bytes=len(BODY)))
+    assert not site.log  # all without the server
+
+
 def test_redirects(site):
     require_complete(site.get("/moved", md5=MD5))
     shutil.rmtree(site.folder)
@@ -330,7 +355,7 @@ import pathlib, resource, sys, time
 import pooch.core
 from data_download import download, registry
 url, folder, md5, limit, marker = sys.argv[1:]
-def stuck(*arguments):
+def stuck(*arguments, **options):
     pathlib.Path(marker).touch()
     time.sleep(600)
 if marker:
@@ -566,7 +591,8 @@ def test_matrix_states_inputs_targets_and_reasons():
 def test_commands(capsys, tmp_path):
     assert main(["list"]) == 0 and "LIDC-IDRI" in capsys.readouterr().out
     assert main(["matrix"]) == 0 and "02 and 03" in capsys.readouterr().out
-    assert main(["describe", "ixi"]) == 0 and "CC BY-SA 3.0" in capsys.readouterr().out
+    for name in ("ixi", "IXI"):
+        assert main(["describe", name]) == 0 and "CC BY-SA 3.0" in capsys.readouterr().out
     assert main(["get", "gsp"]) == 2 and "1. Register" in capsys.readouterr().out
     assert (
         main(["get", "ixi", "--folder", str(tmp_path / "ixi")]) == 1 and "--accept-license" in capsys.readouterr().err
@@ -592,11 +618,92 @@ def test_verify_counts_sites_and_reads_headers(tmp_path, capsys):
     assert "not a readable NIfTI" in capsys.readouterr().out
 
 
-def test_verify_your_own_manifest(tmp_path):
-    write_volume(tmp_path / "a.nii.gz", np.ones((4, 4, 4)), np.eye(4))
-    (tmp_path / "manifest.csv").write_text("subject,site,t1,flair\np1,X,a.nii.gz,\np2,X,,a.nii.gz\n")
-    report = verify("own", tmp_path)
-    assert report.usable and report.missing == ["p2 (X) lacks t1"]
+@pytest.fixture
+def own(tmp_path):
+    """``own(sites, header, **changes)``: a folder with a manifest, one subject a letter of sites; what `verify` says of it.
+
+    A change ``p1_t1=function(array, affine)`` makes that subject's T1 another one.
+    """
+    ball = np.linalg.norm(np.indices((20, 20, 16)) - np.reshape([9.5, 9.5, 7.5], (3, 1, 1, 1)), axis=0) < 7
+    image = np.where(ball, np.random.default_rng(0).uniform(50, 90, ball.shape), 0)
+
+    def make(sites, modalities=("flair", "t2", "t1"), splits=None, **changes):
+        lines = [",".join(["subject", "site", "split", *modalities])]
+        for i, site in enumerate(sites):
+            for m in modalities:
+                change = changes.get(f"p{i}_{m}", lambda array, affine: (array, affine))
+                array, affine = change(image.astype(np.float32), np.diag([8.0, 8, 8, 1]))
+                nib.save(nib.Nifti1Image(array, affine), tmp_path / f"p{i}_{m}.nii.gz")
+            lines.append(
+                ",".join([f"p{i}", site, splits[i] if splits else "", *(f"p{i}_{m}.nii.gz" for m in modalities)])
+            )
+        (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+        return verify("own", tmp_path)
+
+    return make
+
+
+def verdicts(report):
+    return [line for line in report.lines() if line.startswith("usable as")]
+
+
+def test_verify_your_own_pairs(own, tmp_path, capsys):
+    assert verdicts(own("AAABBB")) == ["usable as pairs: yes", "usable as volumes: yes"]
+    assert main(["verify", "OWN", str(tmp_path)]) == 0 and "18 x 20 x 20 x 16, 8 x 8 x 8 mm" in capsys.readouterr().out
+    (tmp_path / "p0_t1.nii.gz").write_bytes((tmp_path / "p0_t1.nii.gz").read_bytes()[:2000])
+    assert main(["verify", "own", str(tmp_path)]) == 1
+    pairs, volumes = capsys.readouterr().out.splitlines()[-2:]
+    assert pairs.startswith("usable as pairs: no, because") and volumes.startswith("usable as volumes: no, because")
+    assert "p0_t1.nii.gz: the file is truncated" in pairs and "p0_t1.nii.gz: the file is truncated" in volumes
+
+
+def shifted(array, affine):
+    affine[0, 3] += 10
+    return array, affine
+
+
+@pytest.mark.parametrize(
+    "sites, options, pairs, volumes",
+    [
+        ("AAABBB", dict(p1_t1=lambda v, a: (v * np.nan, a)), "p1_t1.nii.gz: 6400 of 6400 voxels are NaN", "p1_t1.nii.gz: "),
+        ("AAABBB", dict(p4_t2=shifted), "p4_flair.nii.gz and .*p4_t2.nii.gz: affines .* by up to 10 mm; resample", None),
+        ("AAABBB", dict(p2_t2=lambda v, a: (v[:-1], a)), "p2_t2.nii.gz: shapes .* differ; resample", None),
+        ("AAABBB", dict(p3_flair=lambda v, a: (v + 20, a)), "p3_flair.nii.gz: 100% of the voxels are not 0.* is 20", None),
+        ("AAABBB", dict(p3_t1=lambda v, a: (v + 20, a)), "p3_t1.nii.gz: 100% of the voxels", "p3_t1.nii.gz: 100%"),
+        ("AAAAAA", {}, "only site A; a domain shift needs two sites", None),
+        ("AABB", {}, "site A has 2 subject.*at least 3", None),
+        ("AB", {}, "site A has 1 subject.*at least 3", r"site A\+B has 2 subject"),
+        ("AAABBB", dict(modalities=["t1"]), "no scan has FLAIR and T2", None),
+        ("AAABBB", dict(modalities=["flair"]), "no scan has FLAIR and T2", "no scan has CT or T1"),
+        ("AAABBB", dict(modalities=["ct", "t1"]), "no scan has FLAIR and T2", None),  # the T1 will do
+        ("AAA", dict(modalities=["ct"]), "no scan has FLAIR and T2", "p0_ct.nii.gz: values 0 to .* not a chest CT"),
+        ("AAABBB", dict(splits=["train", "tune", "test"] * 2), None, None),
+        ("AAABBB", dict(splits=["train", "train", "test"] * 2), "site A has no subject in split tune", None),
+    ],
+)  # fmt: skip
+def test_verify_says_what_the_lessons_would_refuse(own, tmp_path, sites, options, pairs, volumes):
+    report = own(sites, **options)
+    for line, role, reason in zip(verdicts(report), ("pairs", "volumes"), (pairs, volumes), strict=True):
+        expected = f"usable as {role}: no, because .*{reason}" if reason else f"usable as {role}: yes$"
+        assert re.match(expected, line)
+        assert str(tmp_path) in line or not reason or reason.startswith("no scan")
+    assert report.usable == (None in (pairs, volumes))
+
+
+def test_verify_names_every_scan_that_is_refused_and_what_is_left_out(own, tmp_path):
+    report = own("AAABBB", p1_t2=shifted, p4_t2=shifted)
+    pairs, another, volumes = list(report.lines())[-3:]
+    assert "p1_t2" in pairs and another.startswith("  and ") and "p4_t2" in another and volumes.endswith("yes")
+    text = (tmp_path / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(text + "p6,A,,p0_flair.nii.gz,p0_t2.nii.gz,\n")
+    assert verify("own", tmp_path).missing == ["p6 (A) lacks t1"]
+
+
+def test_own_is_not_for_a_set_that_the_lessons_make_ready(tmp_path):
+    for m in ("T1", "T2", "PD"):
+        write_volume(tmp_path / f"IXI001-HH-0700-{m}.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    with pytest.raises(DataError, match="holds ixi; verify it by that name"):
+        verify("own", tmp_path)
 
 
 def test_verify_says_how_many_subjects_of_the_published_number_are_there(tmp_path):
@@ -606,19 +713,24 @@ def test_verify_says_how_many_subjects_of_the_published_number_are_there(tmp_pat
     assert "complete: 1 of the 578 subjects that its publisher counts" in list(verify("ixi", tmp_path).lines())
 
 
-def test_verify_finds_two_grids_in_a_row_and_a_leak(tmp_path):
-    moved = np.diag([1.0, 1, 1, 1])
+def test_verify_finds_two_grids_in_a_published_scan(tmp_path):
+    moved = np.eye(4)
     moved[0, 3] = 0.5
-    for name, shape, affine in (("a", (4, 4, 4), np.eye(4)), ("b", (4, 4, 5), np.eye(4)), ("c", (4, 4, 4), moved)):
-        write_volume(tmp_path / f"{name}.nii.gz", np.ones(shape), affine)
-    rows = "p1,X,train,a.nii.gz,b.nii.gz,a.nii.gz\np2,X,test,a.nii.gz,a.nii.gz,c.nii.gz\np1,Y,test,a.nii.gz,a.nii.gz,a.nii.gz\n"
-    (tmp_path / "manifest.csv").write_text("subject,site,split,flair,t2,t1\n" + rows)
-    report = verify("own", tmp_path)
-    assert not report.usable and len(report.bad) == 3
-    leak, shapes, affines = report.bad
-    assert "1 subject(s) in more than one split (p1)" in leak
-    assert "a.nii.gz and" in shapes and "b.nii.gz: shapes (4, 4, 4) and (4, 4, 5) differ; resample" in shapes
-    assert "c.nii.gz" in affines and "differ by up to 0.5 mm; resample" in affines
+    for m, shape, affine in (("FLAIR", (4, 4, 4), np.eye(4)), ("T1", (4, 4, 5), np.eye(4)), ("T2", (4, 4, 4), moved)):
+        write_volume(tmp_path / f"UCSF-PDGM-0004_{m}.nii.gz", np.ones(shape), affine)
+    report = verify("ucsf_pdgm", tmp_path)
+    assert not report.usable and len(report.bad) == 2
+    shapes, affines = report.bad
+    assert "_FLAIR.nii.gz and" in shapes and "_T1.nii.gz: shapes (4, 4, 4) and (4, 4, 5) differ; resample" in shapes
+    assert "_T2.nii.gz" in affines and "differ by up to 0.5 mm; resample" in affines
+
+
+def test_verify_finds_a_leak(own, tmp_path):
+    own("AAABBB", splits=["train", "tune", "test"] * 2)
+    text = (tmp_path / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(text.replace("p0,A,train", "p5,A,train"))  # p5 is a test subject at B
+    for line in verdicts(verify("own", tmp_path)):
+        assert "no, because" in line and "1 subject(s) in more than one split (p5)" in line
 
 
 def test_verify_of_a_4d_file_unpacks_no_voxel(tmp_path):

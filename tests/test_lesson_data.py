@@ -11,13 +11,11 @@ from medsynth_lib.course.data import (
     lesson_contract,
     lesson_manifest,
     lesson_volumes,
-    pair_inputs,
-    site_pair,
-    split_sites,
     volumes,
 )
 from medsynth_lib.course.lesson import open_lesson
 from medsynth_lib.course.profiles import notebooks_folder
+from medsynth_lib.data.roles import pair_inputs, site_pair, split_sites
 from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects
 from medsynth_lib.files import DataError
@@ -145,7 +143,9 @@ def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
 
 def test_a_single_site_gives_way_or_is_refused(tmp_path, capsys):
     """A pair of sites is needed: UPENN-GBM alone must not stop lesson 01, which also shows single volumes."""
-    rows = [f"p{i},{'AB'[i == 0]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]  # B's one lacks its T1
+    rows = [
+        f"p{i},{'AB'[i == 0]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)
+    ]  # B's one lacks its T1
     lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n")
     with pytest.raises(DataError, match="cannot be used in lesson 01 .own: only site A; a domain shift needs two"):
         lesson_manifest(lesson)

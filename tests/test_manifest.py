@@ -68,6 +68,15 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
         ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
         ("subject,site\n/1,A\n", ["subject '/1'", "rename"]),
         ("subject,site\n1,A\\B\n", ["site 'A", "rename"]),
+        (
+            "subject,site,split\n1,A,train\n2,A,training\n",
+            ["line 3", "'training'", "train, tune, test, adapt", "empty"],
+        ),
+        ("subject,site,split\n1,A,train\n2,A,\n3,A,\n", ["line 3 and 1 more have no split", "leave the column empty"]),
+        ("subject;site;age\n1;A;5\n", ["'subject;site;age'", "separate columns by commas"]),
+        ("subject;site;age\n1;A;5,5\n2;A;6,5,1\n", ["separate columns by commas"]),  # which pandas cannot parse
+        ("subject;site;age\n1;A;5,5\n", ["separate columns by commas"]),  # which looks like an index
+        ("subject,site,T1,t1\n1,A,a.nii,b.nii\n", ["columns ['T1', 't1'] are one"]),
     ],
 )
 def test_bad_manifests(tmp_path, text, words):
@@ -75,6 +84,21 @@ def test_bad_manifests(tmp_path, text, words):
     with pytest.raises(DataError) as caught:
         read_manifest(tmp_path / "m.csv")
     assert all(word in str(caught.value) for word in [str(tmp_path), *words])
+
+
+def test_known_columns_may_be_written_in_any_case(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("Subject, SITE,FLAIR,T1,Age\n007,NA,f.nii,t.nii,5\n")
+    frame = read_manifest(tmp_path / "m.csv")
+    assert frame.loc[0].to_dict() == dict(subject="007", site="NA", split="", flair="f.nii", t1="t.nii", Age=5)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_column_of_images_that_is_no_modality_is_named(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("subject,site,T2_FLAIR,dwi,note\n1,A,f.nii.gz,d.nii,see f.nii.gz of 2\n2,A,,,\n")
+    assert "T2_FLAIR" in read_manifest(tmp_path / "m.csv")
+    flair, dwi = capsys.readouterr().out.splitlines()
+    assert flair.startswith(f"{tmp_path}") and "column 'T2_FLAIR'" in flair and "did you mean flair?" in flair
+    assert "column 'dwi'" in dwi and "known are flair, t1" in dwi
 
 
 def test_missing_manifest(tmp_path):

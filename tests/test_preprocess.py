@@ -17,6 +17,7 @@ from medsynth_lib.data.preprocess import (
     PairedVolumes,
     adjust,
     augment,
+    geometry,
     normalise,
     nyul_landmarks,
     prepare,
@@ -37,11 +38,18 @@ def affine_of(codes="RAS", spacing=(1, 1, 1), tilt=(0, 0, 0)):
     return affine
 
 
+def background(shape):
+    """A quarter of the voxels, everywhere: outside the brain, as far as `prepare` can tell (1, x, y, z)."""
+    return torch.from_numpy(np.indices((1, *shape)).sum(0) % 4 == 0)
+
+
 def make_case(shape=(20, 20, 14), affine=None, keys=("flair", "t2", "t1")):
-    """Random images without any zero voxel, and labels 0, 1, 2, 4."""
+    """Random images, 0 in the `background` alone, and labels 0, 1, 2, 4."""
     rng = np.random.default_rng(0)
     affine = torch.from_numpy(affine_of() if affine is None else affine)
     case = {key: MetaTensor(torch.from_numpy(rng.uniform(1, 900, (1, *shape))).float(), affine=affine) for key in keys}
+    for image in case.values():
+        image[background(shape)] = 0
     labels = torch.from_numpy(rng.choice([0.0, 1, 2, 4], (1, *shape))).float()
     return case | {"seg": MetaTensor(labels, affine=affine)}
 
@@ -122,7 +130,8 @@ def test_crop_is_central_and_exact():
 
 def test_small_scans_are_padded_with_background():
     sample = prepare(make_case((10, 16, 12)), SMALL)
-    assert not sample["mask"][:, :3].any() and not sample["mask"][:, 13:].any() and sample["mask"][:, 3:13].all()
+    assert not sample["mask"][:, :3].any() and not sample["mask"][:, 13:].any()
+    assert torch.equal(sample["mask"][:, 3:13], ~background((10, 16, 12)))
     assert not sample["x"][:, :3].any() and not sample["y"][:, 13:].any()
 
 
@@ -137,7 +146,7 @@ def test_mask_needs_all_inputs_but_never_the_target():
     case = make_case((16, 16, 12))
     case["flair"][0, 0], case["t2"][0, 1], case["t1"][0, 2] = 0, 0, 0
     mask = prepare(case, SMALL)["mask"]
-    assert not mask[:, :2].any() and mask[:, 2:].all()
+    assert not mask[:, :2].any() and torch.equal(mask[:, 2:], ~background((16, 16, 12))[:, 2:])
     without_target = prepare({k: case[k] for k in ("flair", "t2")}, SMALL)
     torch.testing.assert_close(without_target["x"], prepare(case, SMALL)["x"], rtol=0, atol=0)
 
@@ -164,11 +173,11 @@ def test_restore_undoes_resampling(tilt):
     ramp = torch.from_numpy(10 + i + 2.0 * j + 1.5 * k).float()[None]  # linear in mm: interpolation is exact inside
     case = {key: MetaTensor(ramp, affine=torch.from_numpy(affine)) for key in ("flair", "t2", "t1")}
     contract = Contract(size=(26, 26, 26), normalisation="minmax")  # padded, so the minimum is 0
-    sample = prepare(case, contract)
-    slopes = [sample["y"][0, 6:20, 6:20, 6:20].diff(dim=axis) * ramp.max() for axis in range(3)]
+    y = normalise(geometry(contract, ["t1"])(case)["t1"], "minmax")
+    slopes = [y[0, 6:20, 6:20, 6:20].diff(dim=axis) * ramp.max() for axis in range(3)]
     for slope, sign in zip(slopes, (-1, -1, 1), strict=True):  # 1 a mm along each axis, so 1 a voxel at 1 mm
         torch.testing.assert_close(slope, torch.full_like(slope, sign), rtol=0.02, atol=0)
-    back = restore(sample["y"], case, contract)
+    back = restore(y, case, contract)
     assert back.shape == ramp.shape and torch.equal(back.affine, case["flair"].affine)
     middle = (slice(None), slice(3, -3), slice(3, -3), slice(3, -3))
     ratio = (back.as_tensor() / ramp)[middle]  # one constant, from the normalisation; any shift makes it vary
@@ -197,10 +206,21 @@ def test_prepare_names_what_is_missing():
     with pytest.raises(DataError, match="flair.nii: no voxel"):
         prepare(case, SMALL)
     constant = make_case((16, 16, 12))
-    constant["t1"][:] = 7
+    constant["t1"][constant["t1"] != 0] = 7
     constant["t1"].meta["filename_or_obj"] = "t1.nii"
     with pytest.raises(DataError, match="t1.nii: .* 7; an image without contrast"):
         prepare(constant, SMALL)
+
+
+@pytest.mark.parametrize("key", ["flair", "t2", "t1"])
+def test_pairs_with_skull_or_another_background_are_refused(key):
+    case = make_case()
+    case[key][case[key] == 0] = 20
+    case[key].meta["filename_or_obj"] = f"{key}.nii"
+    with pytest.raises(DataError, match=f"{key}.nii: 100% of the voxels are not 0.* lowest is (1|20).*SynthStrip"):
+        prepare(case, SMALL)
+    if key == "t1":
+        prepare(case, dataclasses.replace(SMALL, target=None))  # which adaptation must not look at
 
 
 # --- normalisation ---
@@ -380,7 +400,7 @@ def frame(tmp_path):
             row[key] = f"S{number}_{key}.nii.gz"
             write_volume(
                 tmp_path / row[key],
-                volume if key == "seg" else volume * (1 + number) + 10 * number,
+                volume if key == "seg" else volume ** (1 + number / 10),  # a background of 0, and other contrast
                 volume.affine.numpy(),
             )
         rows.append(row)

@@ -4,20 +4,16 @@ A lesson asks for one of two roles. ``pairs``: input contrasts and T1 of the sam
 ``volumes``: single volumes, chest CT or brain T1 (HA-GAN). data_download/registry.yaml says which data set can play which.
 """
 
-import numpy as np
 import torch
 
 from data_download import registry
 from medsynth_lib.data.layouts import open_dataset
-from medsynth_lib.data.manifest import check_leaks
 from medsynth_lib.data.preprocess import Contract, PairedVolumes
 from medsynth_lib.data.ready import ready_dataset
+from medsynth_lib.data.roles import complete, has, only_site, pair_inputs, paired, site_pair, with_split
 from medsynth_lib.data.simulate import simulated_dataset, simulated_thoraxes
 from medsynth_lib.display.headless import headless
 from medsynth_lib.files import DataError
-
-SHARES = dict(test=0.25, tune=0.1)  # of a real site's subjects; the rest trains
-INPUTS = (("flair", "t2"), ("t2", "pd"))  # of pairs, the paper's first; IXI has no FLAIR
 
 
 def lesson_manifest(lesson, required=True):
@@ -37,8 +33,7 @@ def lesson_manifest(lesson, required=True):
             s.counts, tuple(s.shape), s.spacing, tuple(s.sites), jobs=torch.get_num_threads(), progress=not headless()
         )
     frame = complete(frame, (*pair_inputs(frame), "t1"))
-    frame = frame[frame["site"].isin(s.real_sites or site_pair(frame))].reset_index(drop=True)
-    return with_split(frame, lesson.seed)
+    return paired(frame, s.real_sites or site_pair(frame), lesson.seed)
 
 
 def lesson_volumes(lesson, modality, required=True):
@@ -91,87 +86,15 @@ def why_not(frame, name, role, modality):
     return None if has(frame, (modality,)).any() else f"has no {modality.upper()} volumes"
 
 
-def only_site(frame):
-    """The site of all complete pairs where there is but one; None for two or more, or a site that `ready_dataset` will halve."""
-    pairs = frame[has(frame, (*pair_inputs(frame), "t1"))]
-    sites = set(pairs["site"])
-    return sites.pop() if len(sites) == 1 and not (pairs["dataset"] == "msd_task01").all() else None
-
-
-def pair_inputs(frame):
-    """The two input modalities that most scans have beside T1, or None."""
-    count = {inputs: int(has(frame, (*inputs, "t1")).sum()) for inputs in INPUTS}
-    best = max(count, key=count.get)  # the first of equals
-    return best if count[best] else None
-
-
-def has(frame, modalities):
-    """Which scans have all modalities (boolean Series); a column that is not there counts as empty."""
-    return frame.reindex(columns=list(modalities), fill_value="").ne("").all(axis=1)
-
-
-def complete(frame, modalities):
-    """The scans that have all modalities; says how many were left out."""
-    kept = frame[has(frame, modalities)].reset_index(drop=True)
-    if len(kept) < len(frame):
-        print(f"{len(frame) - len(kept)} of {len(frame)} scans lack one of {', '.join(modalities)} and are left out")
-    return kept
-
-
-def with_split(frame, seed, pooled=False):
-    """``frame`` with its saved split, or one by `split_sites`; checked for leaks."""
-    if (frame["split"] == "").all():
-        frame = split_sites(frame, seed, pooled)
-    check_leaks(frame)
-    return frame
-
-
 def kind_of(frame):
     """ "simulated" or "real": what titles and notes must call this data."""
     root = frame.attrs["root"]
-    marked = any((folder / "SIMULATED.txt").exists() for folder in (root, *root.glob("*/")))  # by data_download.lookalike
+    marked = any(
+        (folder / "SIMULATED.txt").exists() for folder in (root, *root.glob("*/"))
+    )  # by data_download.lookalike
     return (
         "simulated" if marked or ("source" in frame and frame["source"].str.startswith("simulated").all()) else "real"
     )
-
-
-def split_sites(frame, seed, pooled=False):
-    """Fill ``split`` at random, per subject within each site: a quarter test, a tenth tune, the rest train, at least one each.
-
-    Subjects scanned at several sites form a group of their own, so that all their scans get one split. ``pooled`` takes all
-    sites as one group, for lessons that do not compare sites.
-    Raises DataError for a group with fewer than three subjects.
-    """
-    frame = frame.copy()
-    where = frame.groupby("subject")["site"].agg(lambda sites: "+".join(sorted(set(sites))))
-    if pooled:
-        where[:] = "+".join(sorted(set(frame["site"])))
-    role = {}
-    for number, (sites, members) in enumerate(sorted(where.groupby(where).groups.items())):
-        subjects = np.random.default_rng([seed, number]).permutation(sorted(members))
-        n_test, n_tune = (max(1, round(share * len(subjects))) for share in SHARES.values())
-        if len(subjects) < n_test + n_tune + 1:
-            raise DataError(
-                f"{frame.attrs.get('root', 'manifest')}: site {sites} has {len(subjects)} subject(s), but at least 3 "
-                "are needed for train, tune and test; add subjects or leave the site out."
-            )
-        splits = ["test"] * n_test + ["tune"] * n_tune + ["train"] * (len(subjects) - n_test - n_tune)
-        role |= dict(zip(subjects, splits, strict=True))
-    frame["split"] = frame["subject"].map(role)
-    return frame
-
-
-def site_pair(frame):
-    """Source and target site: CBICA and TCIA where both are there (the paper's), else the two with the most scans."""
-    names = set(frame["site"])
-    if {"CBICA", "TCIA"} <= names:
-        return "CBICA", "TCIA"
-    if len(names) < 2:
-        raise DataError(
-            f"{frame.attrs.get('root', 'manifest')}: only site {', '.join(names)}; a domain shift needs two sites."
-        )
-    largest = frame["site"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    return tuple(sorted(largest.index[:2]))
 
 
 def lesson_contract(lesson, frame):

@@ -14,12 +14,11 @@ from monai.transforms import Orientation, Resize, SpatialCrop
 
 from medsynth_lib.data.fields import gaussian_blur
 from medsynth_lib.data.nifti import read_volume, volume_name
-from medsynth_lib.data.preprocess import Remembered, SavedContract
+from medsynth_lib.data.preprocess import Remembered, SavedContract, require_stripped
 from medsynth_lib.files import DataError
 
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
 LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
-LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,7 @@ def to_hu(cube, window=WINDOW):
 
 def scale_t1(volume, percentile=99.5):
     """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped."""
-    background = float((volume == 0).float().mean())
-    if background < LEAST_BACKGROUND:
-        raise DataError(
-            f"{volume_name(volume)}: only {background:.0%} of the voxels are 0, so the skull is still there; "
-            "remove it first (SynthStrip or HD-BET), or point DATA_DIR at a data set that the course strips itself."
-        )
+    require_stripped(volume)
     if volume.min() < 0:
         raise DataError(
             f"{volume_name(volume)}: a T1 image has no negative values ({float(volume.min()):g}); undo its scaling."

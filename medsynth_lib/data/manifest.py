@@ -6,6 +6,7 @@ column per known quantity. A simulated subject may be scanned at several sites, 
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from medsynth_lib.files import DataError, atomic
 
 MODALITIES = ("flair", "t1", "t1ce", "t2", "pd", "ct", "seg")
 TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade")
+SPLITS = ("train", "tune", "test", "adapt")
 UNSAFE = re.compile(r"[/\\\x00-\x1f]|\.\.")
 CASE_FOLDER = re.compile(r"BraTS\d\d_(?P<site>[^_]+)_(?P<id>.+?)(_1)?", re.IGNORECASE)
 
@@ -23,13 +25,16 @@ CASE_FOLDER = re.compile(r"BraTS\d\d_(?P<site>[^_]+)_(?P<id>.+?)(_1)?", re.IGNOR
 def read_manifest(path):
     """Read a manifest CSV; text columns (subject, site, split, paths, grade) as str with "" where empty.
 
-    Returns a DataFrame whose `attrs["root"]` is the CSV's folder, to which its paths are relative.
+    Returns a DataFrame whose `attrs["root"]` is the CSV's folder, to which its paths are relative. Known columns may be
+    written in any case ("FLAIR"); a column of images under another name is not used, and that is said.
 
-    Raises DataError for a missing file, missing columns, a repeated scan, or a subject or site that is empty or a path.
+    Raises DataError for a missing file, missing columns, a repeated scan, a subject or site that is empty or a path, and a
+    split that is not one of SPLITS, or filled in some rows only.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such manifest; write one with write_manifest(find_cases(folder), ...).")
+    _require_commas(path)
     try:
         frame = pd.read_csv(path)
         # Read again as text, or subject "007" would lose its zeros and a site called "NA" become a missing value.
@@ -42,14 +47,53 @@ def read_manifest(path):
         raise DataError(
             f"{path}: rows have more cells than the first line has names; put commas inside cells in quotes."
         )
+    frame.columns = text.columns = _known_names(text.columns, path)
     for column in text.columns.intersection(TEXT):
         frame[column] = text[column].str.strip()
     _require_identity(frame, path)
     if "split" not in frame:
         frame.insert(2, "split", "")
+    _require_splits(frame, path)
     frame.attrs["root"] = path.parent
     _require_unique_scans(frame)
+    _name_unknown_images(text, path)
     return frame
+
+
+def _require_commas(path):
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        header = lines.readline().strip()
+    if ";" in header and "," not in header:  # what spreadsheets write where the comma is in decimals
+        raise DataError(f"{path}: the first line is {header!r}; separate columns by commas, not semicolons.")
+
+
+def _known_names(columns, path):
+    """Column names, with those in TEXT as they are spelled there: " FLAIR" becomes "flair"."""
+    names = [n if (n := c.strip().lower()) in TEXT else c for c in columns]
+    twice = [c for c, n in zip(columns, names, strict=True) if names.count(n) > 1]
+    if twice:
+        raise DataError(f"{path}: columns {twice} are one, for case does not count; keep one of them.")
+    return names
+
+
+def _name_unknown_images(text, path):
+    """Say which columns hold paths of NIfTI files, but are none of MODALITIES."""
+    for column in text.columns.difference(TEXT):
+        if text[column].str.contains(r"\.nii(?:\.gz)?(?:#\d+)?\s*$").any():
+            close = get_close_matches(column.lower(), MODALITIES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(MODALITIES)}."
+            print(f"{path}: column '{column}' holds NIfTI files, but is no known modality, so it is not used; {hint}")
+
+
+def _require_splits(frame, path):
+    allowed = f"use {', '.join(SPLITS)} in every row, or leave the column empty in all: the lessons then draw a split."
+    filled = frame["split"] != ""
+    unknown = frame.loc[filled & ~frame["split"].isin(SPLITS), "split"]
+    if len(unknown):
+        raise DataError(f"{path}: line {unknown.index[0] + 2} has the split '{unknown.iloc[0]}'; {allowed}")
+    if filled.any() and not filled.all():
+        line = np.flatnonzero(~filled)[0] + 2
+        raise DataError(f"{path}: line {line} and {(~filled).sum() - 1} more have no split, others have; {allowed}")
 
 
 def _require_identity(frame, path):

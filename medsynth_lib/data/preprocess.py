@@ -21,6 +21,7 @@ from medsynth_lib.files import DataError, atomic
 
 NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
 NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
 
 
 class SavedContract:
@@ -134,11 +135,14 @@ def prepare(case, contract):
     "mask" (1, X, Y, Z) bool, the voxels that are nonzero in all inputs (never the target: it must not steer the
     inputs); "seg" (1, X, Y, Z) float32 labels where the case has them. For value ranges see `normalise`.
 
-    Raises DataError for an absent input, an empty mask and a volume without contrast.
+    Raises DataError for an absent input, a volume with its skull or without contrast, and an empty mask.
     """
     absent = [key for key in contract.inputs if key not in case]
     if absent:
         raise DataError(f"case has {sorted(case)} but not the contract's inputs {absent}; read these modalities too.")
+    for key in contract.modalities:
+        if key in case:
+            require_stripped(case[key])
     moved = geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
     mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
     if not mask.any():
@@ -157,6 +161,17 @@ def prepare(case, contract):
     if "seg" in moved:
         sample["seg"] = moved["seg"].as_tensor()
     return sample
+
+
+def require_stripped(volume):
+    """Raise DataError unless a fifth of a brain volume (1, x, y, z), as it was read, is background: exactly 0."""
+    filled = float((volume != 0).float().mean())
+    if filled > 1 - LEAST_BACKGROUND:
+        raise DataError(
+            f"{volume_name(volume)}: {filled:.0%} of the voxels are not 0, so the skull is still there, or the background is "
+            f"another value (the lowest is {float(volume.min()):g}); remove the skull (SynthStrip or HD-BET) and set all "
+            "outside the brain to exactly 0, or point DATA_DIR at a data set that the course strips itself."
+        )
 
 
 def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
