@@ -17,7 +17,7 @@ from medsynth_lib.training.loop import fit
 
 RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
               encoder=True, average=0.9, lean=True, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
-              final_learning_rate=0.0)  # fmt: skip
+              final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
 
@@ -202,12 +202,16 @@ def test_every_step_has_the_same_loss_and_gradients(step, size):
     assert errors[1] < 3 * errors[0]
 
 
-@pytest.mark.parametrize("changes", [dict(loss="paper"), dict(low_branch=False), dict(classes=2), dict(fraction=1 / 2)])
+@pytest.mark.parametrize("changes", [dict(loss="paper"), dict(low_branch=False), dict(classes=2), dict(fraction=1 / 2),
+                                     dict(channels_last=True, checkpoint=True)])  # fmt: skip
 @pytest.mark.parametrize("step", ["D", "G", "E^G"])
 def test_variants_have_the_same_gradients(step, changes):
-    exact, want, _ = loss_and_gradients(step, 32, torch.float64, lean=False, **changes)
-    value, have, _ = loss_and_gradients(step, 32, torch.float64, **changes)
-    assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
+    """Those of other losses and networks, and those of the plain form without a switch that changes none."""
+    base = {k: v for k, v in changes.items() if k not in ("channels_last", "checkpoint")}
+    exact, want, _ = loss_and_gradients(step, 32, torch.float64, lean=False, **base)
+    for form in FORMS[base == changes :]:
+        value, have, _ = loss_and_gradients(step, 32, torch.float64, **changes | form)
+        assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
 
 
 @pytest.mark.parametrize("b", [1, 2])

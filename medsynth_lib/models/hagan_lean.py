@@ -48,14 +48,16 @@ class NormReLUFunction(torch.autograd.Function):
         y, weight, bias = ctx.saved_tensors
         groups, eps = ctx.settings
         x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, groups, eps)
-        needs, channels, voxels = list(ctx.needs_input_grad[:3]), y.shape[1] // groups, y[0, 0].numel()
+        needs, voxels = list(ctx.needs_input_grad[:3]), y[0, 0].numel()
         sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
-        for i, j in np.ndindex(len(y), groups):  # one group at a time: what is made on the way is small
-            s = slice(j * channels, (j + 1) * channels)
+        at_once = 1 if y.is_contiguous() else groups  # a group of channels_last_3d is scattered
+        channels = y.shape[1] // groups * at_once
+        for i, j in np.ndindex(len(y), groups // at_once):  # one group at a time: what is made on the way is small
+            s, g = slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
             part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
             one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
-            statistics = mean[i : i + 1, j : j + 1], scale[i : i + 1, j : j + 1]
-            size = 1, channels, voxels, 1
+            statistics = mean[i : i + 1, g].contiguous(), scale[i : i + 1, g].contiguous()
+            size = 1, channels, voxels, at_once
             y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
             part.copy_(y_grad)
             for total, other in zip(sums, others, strict=True):

@@ -7,6 +7,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from medsynth_lib.models.hagan import networks, require_size
 from medsynth_lib.models.hagan_lean import fork, make_lean
@@ -15,8 +16,8 @@ from medsynth_lib.training.loop import linear_decay
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "average", "lean",
-               "learning_rate", "constant_until", "decay_until", "final_learning_rate", "steps", "batch_size",
-               "validate_every")  # fmt: skip
+               "channels_last", "checkpoint", "learning_rate", "constant_until", "decay_until", "final_learning_rate",
+               "steps", "batch_size", "validate_every")  # fmt: skip
 LAMBDA = 5.0  # lambda_1 and lambda_2 of equation (8)
 LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
 GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
@@ -61,6 +62,8 @@ class HAGAN:
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
+        channels_last: weights, and with them activations, in the layout channels_last_3d.
+        checkpoint: G^L and G^H keep their input alone and run once more in the backward pass (less memory, more time).
     Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
     """
 
@@ -83,6 +86,9 @@ class HAGAN:
         if recipe["lean"]:
             for name in self.optimisers:
                 make_lean(self.networks[name])
+        if recipe["channels_last"]:
+            for network in self.networks.values():
+                network.to(memory_format=torch.channels_last_3d)
 
     def optimiser(self, name):
         """Adam with beta_1 = 0; discriminators learn four times as fast (section II-E)."""
@@ -212,9 +218,14 @@ class HAGAN:
             a, part = fork(a, r // 4, (r + self.depth) // 4)
         else:
             part = select_low(a, r, self.depth)
-        low = self.networks["G^L"](a) if self.recipe["low_branch"] else None
+        low = self.branch("G^L", a) if self.recipe["low_branch"] else None
         del a  # the largest tensor here
-        return self.networks["G^H"](part), low
+        return self.branch("G^H", part), low
+
+    def branch(self, name, a):
+        if self.recipe["checkpoint"] and torch.is_grad_enabled():
+            return checkpoint(self.networks[name], a, use_reentrant=False, preserve_rng_state=False)
+        return self.networks[name](a)
 
     def judge(self, x_r, x_low, r):
         """Logits of D^H, which is told r as a share of its largest value, and of D^L."""
