@@ -17,7 +17,7 @@ help:
 	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
-	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix on a GPU)'
+	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix and HA-GAN on a GPU)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
 	@echo 'make lint     ruff on library, tests and notebooks'
 	@echo 'make clean    remove build/ and caches; .venv stays'
@@ -60,6 +60,8 @@ bench: .venv/stamp
 
 bench-gpu: .venv/stamp
 	$(BIN)/python benchmarks/bench_pix2pix.py --device cuda
+	$(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda
+	$(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda --bf16 1
 
 full-size: .venv/stamp
 	DATA_DIR='$(DATA_DIR)' $(BIN)/python benchmarks/full_size.py

@@ -400,7 +400,8 @@ def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False):
         from medsynth_lib.training.hagan import HAGAN
 
     recipe = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", start="aligned")
-    return HAGAN(recipe | dict(low_branch=True, encoder=True, average=0.999, lean=lean, learning_rate=1e-4))
+    recipe |= dict(low_branch=True, encoder=True, average=0.999, lean=lean, channels_last=False, checkpoint=False)
+    return HAGAN(recipe | dict(learning_rate=1e-4))
 
 
 @contextlib.contextmanager
