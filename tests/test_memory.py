@@ -187,7 +187,8 @@ def test_fake_steps_hold_what_real_ones_do(name):
     assert abs(fake.peak / real.peak - 1) < 0.03
     assert fake.parts == pytest.approx(real.parts, rel=0.03, abs=1e4)
     assert fake.kept == real.kept == 0
-    assert fake.leaked in (0, hagan_lean.EXPAND.nbytes)  # a constant of its module, which stays
+    constants = sum(v.nbytes for v in vars(hagan_lean).values() if isinstance(v, torch.Tensor))  # of a module: they stay
+    assert fake.leaked <= constants
 
 
 def allocated(make):

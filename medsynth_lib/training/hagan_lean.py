@@ -1,6 +1,7 @@
 """The lean form of HA-GAN's optimiser and backward pass: same numbers, less memory (equality: tests/test_hagan_lean.py)."""
 
 import math
+import weakref
 
 import torch
 
@@ -20,9 +21,10 @@ class SecondMomentAdam(torch.optim.Optimizer):
     def __init__(self, parameters, lr, beta=0.999, eps=1e-8):
         super().__init__(parameters, dict(lr=lr, beta=beta, eps=eps))
         self.now = dict(on=False)
+        own = weakref.WeakMethod(self.hook)  # a parameter that held its optimiser would never be freed
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self.hook)
+                parameter.register_post_accumulate_grad_hook(lambda parameter: own()(parameter) if own() else None)
 
     def at_once(self, on):
         self.now["on"] = on
