@@ -40,11 +40,10 @@ class Pix2Pix:
         if recipe["loss"] not in ("l1", "gan"):
             raise ValueError(f"loss {recipe['loss']!r} is unknown; use 'l1' (the paper's text) or 'gan'")
         self.recipe = recipe
-        self.networks = {"generator": Generator(width=recipe["width"])}
+        # the memory layout changes numbers by rounding only, but a CPU step takes a fifth less time
+        self.networks = {"generator": Generator(width=recipe["width"]).to(memory_format=torch.channels_last_3d)}
         if recipe["loss"] == "gan":
             self.networks["discriminator"] = Discriminator(width=recipe["width"])
-        for network in self.networks.values():  # same numbers to rounding; a CPU step takes a fifth less time
-            network.to(memory_format=torch.channels_last_3d)
         self.optimisers = {
             name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=(0.5, 0.999))
             for name, network in self.networks.items()
