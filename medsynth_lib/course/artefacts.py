@@ -30,8 +30,10 @@ ALGORITHMS = {
     "pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION),
     "svae": (svae.SliceVAE, svae.VERSION),
     "segmentation": (segmentation.Segmenter, segmentation.VERSION),
+    "structures": (segmentation.StructureSegmenter, segmentation.STRUCTURES_VERSION),
     "hagan": (hagan.HAGAN, hagan.VERSION),
 }
+OF_CUBES = ("structures", "hagan")
 
 
 @dataclass
@@ -143,7 +145,7 @@ def load(folder, origin, device="cpu"):
         return Trained(
             algorithm.networks,
             recipe,
-            (CubeContract if recipe["algorithm"] == "hagan" else Contract).load(folder / "contract.yaml"),
+            (CubeContract if recipe["algorithm"] in OF_CUBES else Contract).load(folder / "contract.yaml"),
             pd.read_csv(folder / "history.csv"),
             json.loads((folder / "environment.json").read_text(encoding="utf-8")),
             folder,

@@ -10,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, Resize, SpatialCrop
+from monai.transforms import Orientation, ResampleToMatch, Resize, SpatialCrop
 
 from medsynth_lib.data.fields import gaussian_blur
 from medsynth_lib.data.nifti import read_volume, volume_name
 from medsynth_lib.data.preprocess import Remembered, SavedContract, require_stripped
+from medsynth_lib.data.subject import make_subject
 from medsynth_lib.files import DataError
 
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
@@ -137,3 +138,23 @@ class Cubes(Remembered):
     def __getitem__(self, index):
         sample = super().__getitem__(index)
         return sample | {"x": sample["x"].float()}
+
+
+class LabelledCubes(Cubes):
+    """Simulated T1 cubes with "labels" (1, N, N, N), uint8 index into `atlas.STRUCTURES`; the tumour, if any, is background.
+
+    Labels are not stored with the images: a subject is its seed, and is made once more.
+    """
+
+    def make(self, row):
+        volume = read_volume(self.frame.attrs["root"] / row[self.contract.modality])
+        cube = prepare_cube(volume, self.contract)
+        person = make_subject(
+            int(row["subject"]), tuple(volume.shape[1:]), float(voxel_size(volume)[0]), "tumour-free" not in row["source"]
+        )
+        labels = MetaTensor(torch.from_numpy(person.structures())[None], affine=person.affine)
+        labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(labels, cube)
+        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+        return dict(
+            x=cube.as_tensor().half(), labels=labels.as_tensor().to(torch.uint8), spacing=spacing, subject=row["subject"]
+        )

@@ -14,6 +14,13 @@ def segment(network, x):
     return (network(x[None].to(next(network.parameters()).device))[0] > 0).cpu()
 
 
+@torch.no_grad()
+def label_structures(network, cube):
+    """Labels (x, y, z), index into `atlas.STRUCTURES`, of one T1 cube (1, x, y, z) in [-1, 1]."""
+    network.eval()
+    return network(cube[None].to(next(network.parameters()).device))[0].argmax(0).cpu()
+
+
 def dice(a, b):
     """Dice overlap 2 |a and b| / (|a| + |b|) of two boolean masks; nan where both are empty."""
     total = int(a.sum()) + int(b.sum())

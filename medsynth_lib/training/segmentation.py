@@ -1,17 +1,20 @@
-"""The segmenter that judges synthetic T1: tumour regions from T1ce, T2, FLAIR and T1 (section 3, 'Evaluation protocol').
+"""The segmenters that judge synthetic images, both a small SegResNet (Myronenko 2018, MONAI's).
 
-The paper takes a pre-trained nnU-Net; here a small SegResNet (Myronenko 2018, MONAI's) is trained on the source site.
+Tumour regions from T1ce, T2, FLAIR and T1 (adaptation paper, section 3, 'Evaluation protocol', which takes a pre-trained
+nnU-Net), trained on the source site. Twelve brain structures from T1 (HA-GAN paper, Fig. 6, which takes FreeSurfer).
 """
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from monai.networks.nets import SegResNet
 
+from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.preprocess import augment
 from medsynth_lib.training.loop import linear_decay
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
+STRUCTURES_VERSION = 1
 RECIPE_KEYS = ("width", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial", "intensity",
                "steps", "batch_size", "validate_every")  # fmt: skip
 INPUTS = ("t1ce", "t2", "flair", "t1")
@@ -55,6 +58,45 @@ class Segmenter:
         """Dice plus binary cross-entropy: the regions overlap, so each is a question of its own and not one of three classes."""
         logits, truth = self.networks["segmenter"](batch["x"]), regions(batch["seg"])
         return self.dice(logits, truth) + F.binary_cross_entropy_with_logits(logits, truth)
+
+    def step(self, batch):
+        loss = self.loss(batch)
+        self.optimisers["segmenter"].zero_grad(set_to_none=True)
+        self.backward(loss)
+        self.optimisers["segmenter"].step()
+        return {"loss": loss.detach()}
+
+    def backward(self, loss):
+        loss.backward()
+
+    def validate(self, batch):
+        return {"loss": self.loss(batch)}
+
+
+class StructureSegmenter:
+    """SegResNet with ``width`` filters from T1 cubes (b, 1, N, N, N) in [-1, 1] to logits of background and twelve structures."""
+
+    reads = ("x", "labels")
+
+    def __init__(self, recipe):
+        self.recipe = recipe
+        network = SegResNet(
+            init_filters=recipe["width"], in_channels=1, out_channels=len(STRUCTURES), blocks_down=(1, 1, 1), blocks_up=(1, 1)
+        )
+        self.networks = {"segmenter": network}
+        self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
+        self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        """Left and right are one structure: half of the volumes are mirrored."""
+        flip = torch.rand(len(batch["x"]), generator=generator) < 0.5
+        return {k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flip, strict=True)]) for k in self.reads}
+
+    def loss(self, batch):
+        return self.criterion(self.networks["segmenter"](batch["x"]), batch["labels"])
 
     def step(self, batch):
         loss = self.loss(batch)

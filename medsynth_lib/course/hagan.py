@@ -1,0 +1,83 @@
+"""What lessons 05 to 07 share: cubes of brains and chests, HA-GAN trained on them, and what is measured in a volume.
+
+The structure segmenter learns from simulated brains, whose labels are known, and is applied to real and generated ones.
+"""
+
+import pandas as pd
+import torch
+
+from medsynth_lib.course.artefacts import train_or_load
+from medsynth_lib.course.data import kind_of, lesson_volumes
+from medsynth_lib.data.atlas import STRUCTURES
+from medsynth_lib.data.cubes import CubeContract, Cubes, LabelledCubes, to_hu
+from medsynth_lib.data.simulate import simulated_dataset
+from medsynth_lib.display.headless import headless
+from medsynth_lib.evaluation import ct
+from medsynth_lib.evaluation.segmentation import label_structures
+from medsynth_lib.files import DataError
+
+BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
+NAMES = {"t1": "hagan-brain", "ct": "hagan-thorax"}
+
+
+def lesson_cubes(lesson, modality):
+    """Cubes of a lesson by split, {"train": Cubes, "tune": ..., "test": ...}, and "simulated" or "real".
+
+    ``modality``: "t1", skull-stripped brains, or "ct", chests. The size is that of ``settings.hagan``.
+    """
+    frame = lesson_volumes(lesson, modality, required=False)
+    contract = CubeContract(modality, lesson.settings.hagan["size"])
+    splits = {name: Cubes(frame[frame["split"] == name], contract) for name in ("train", "tune", "test")}
+    return splits, kind_of(frame)
+
+
+def trained_hagan(lesson, splits, **changes):
+    """HA-GAN by the lesson's settings, trained on these splits or loaded; ``changes`` to the recipe make another model."""
+    recipe = dict(algorithm="hagan", **lesson.settings.hagan | changes, seed=lesson.seed)
+    modality = splits["train"].contract.modality
+    return train_or_load(NAMES[modality], recipe, splits["train"], splits["tune"])
+
+
+def structure_segmenter(lesson):
+    """A network (b, 1, N, N, N) -> logits (b, 13, N, N, N), trained on simulated tumour-free brains or loaded."""
+    train, tune = (labelled_cubes(lesson, split) for split in ("train", "tune"))
+    recipe = dict(algorithm="structures", **lesson.settings.structures, seed=lesson.seed)
+    return train_or_load("structures", recipe, train, tune).networks["segmenter"]
+
+
+def labelled_cubes(lesson, split):
+    """The simulated tumour-free brains of a split with their structure labels; of "train" the first 64."""
+    s = lesson.settings
+    options = dict(jobs=torch.get_num_threads(), progress=not headless())
+    frame = simulated_dataset(s.volume_counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
+    return LabelledCubes(frame[frame["split"] == split].head(64), CubeContract("t1", s.hagan["size"]))
+
+
+def measure_volumes(cubes, spacings, modality, segmenter=None):
+    """A table of what cubes (b, 1, N, N, N) in [-1, 1] hold, one row each.
+
+    CT: `ct.measure` (lung_ml, emphysema_percent, fat_ml, bone_ml; nan where no lung is found). T1: ml of "brain" and of every
+    structure in `atlas.STRUCTURES` by the segmenter. ``spacings`` (b, 3) or (3) in mm: a generated cube has none, so give it the
+    mean of the real ones.
+    """
+    spacings = torch.as_tensor(spacings).expand(len(cubes), 3)
+    if modality == "ct":
+        return pd.DataFrame([measure_chest(cube, mm) for cube, mm in zip(cubes, spacings, strict=True)])
+    if segmenter is None:
+        raise DataError("structures of a brain are measured by a segmenter; give structure_segmenter(lesson).")
+    rows = []
+    for cube, mm in zip(cubes, spacings, strict=True):
+        labels = label_structures(segmenter, cube)
+        ml = float(mm.prod()) / 1000
+        counts = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) * ml
+        structures = dict(zip(STRUCTURES[1:], counts[1:].tolist(), strict=True))
+        rows.append(dict(brain=float((cube > BACKGROUND).sum() * ml)) | structures)
+    return pd.DataFrame(rows)
+
+
+def measure_chest(cube, mm):
+    """`ct.measure` of a cube (1, N, N, N) in [-1, 1]; nan where it has no lung."""
+    try:
+        return ct.measure(to_hu(cube[0]).numpy(), mm.tolist())
+    except ValueError:
+        return dict.fromkeys(("lung_ml", "emphysema_percent", "fat_ml", "bone_ml"), float("nan"))
