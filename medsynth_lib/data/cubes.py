@@ -150,11 +150,17 @@ class LabelledCubes(Cubes):
         volume = read_volume(self.frame.attrs["root"] / row[self.contract.modality])
         cube = prepare_cube(volume, self.contract)
         person = make_subject(
-            int(row["subject"]), tuple(volume.shape[1:]), float(voxel_size(volume)[0]), "tumour-free" not in row["source"]
+            int(row["subject"]),
+            tuple(volume.shape[1:]),
+            float(voxel_size(volume)[0]),
+            "tumour-free" not in row["source"],
         )
         labels = MetaTensor(torch.from_numpy(person.structures())[None], affine=person.affine)
         labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(labels, cube)
         spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
         return dict(
-            x=cube.as_tensor().half(), labels=labels.as_tensor().to(torch.uint8), spacing=spacing, subject=row["subject"]
+            x=cube.as_tensor().half(),
+            labels=labels.as_tensor().to(torch.uint8),
+            spacing=spacing,
+            subject=row["subject"],
         )

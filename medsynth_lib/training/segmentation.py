@@ -81,7 +81,11 @@ class StructureSegmenter:
     def __init__(self, recipe):
         self.recipe = recipe
         network = SegResNet(
-            init_filters=recipe["width"], in_channels=1, out_channels=len(STRUCTURES), blocks_down=(1, 1, 1), blocks_up=(1, 1)
+            init_filters=recipe["width"],
+            in_channels=1,
+            out_channels=len(STRUCTURES),
+            blocks_down=(1, 1, 1),
+            blocks_up=(1, 1),
         )
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
@@ -93,7 +97,9 @@ class StructureSegmenter:
     def prepare(self, batch, generator):
         """Left and right are one structure: half of the volumes are mirrored."""
         flip = torch.rand(len(batch["x"]), generator=generator) < 0.5
-        return {k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flip, strict=True)]) for k in self.reads}
+        return {
+            k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flip, strict=True)]) for k in self.reads
+        }
 
     def loss(self, batch):
         return self.criterion(self.networks["segmenter"](batch["x"]), batch["labels"])
