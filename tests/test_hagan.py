@@ -5,7 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
+from medsynth_lib.course import artefacts
+from medsynth_lib.data.cubes import CubeContract
 from medsynth_lib.models import hagan as models
 from medsynth_lib.training import hagan
 from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_low
@@ -210,3 +213,19 @@ def test_a_frozen_copy_is_not_trained():
     )
     assert set(model.optimisers) == {"G^A", "G^L", "G^H", "D^H", "D^L", "E^H", "E^G"}
     assert copy.deepcopy(model.networks["mean G^H"]).state_dict().keys() == model.networks["G^H"].state_dict().keys()
+
+
+def test_a_shipped_model_holds_of_the_generator_its_mean_alone(tmp_path):
+    """Loaded again, both are the mean; everything else is what was trained, to half precision."""
+    recipe = RECIPE | dict(algorithm="hagan", steps=1, batch_size=1, validate_every=1, seed=0)
+    model = algorithm()
+    with torch.no_grad():
+        model.networks["G^A"].first.weight.add_(1)
+    artefacts.save(tmp_path / "made", model, recipe, CubeContract("t1", 32), torch.device("cpu"), 0.0)
+    (tmp_path / "made/history.csv").write_text("step\n1\n")
+    artefacts.ship(tmp_path / "made", tmp_path / "shipped")
+    assert not any(k.startswith("G^") for k in load_file(tmp_path / "shipped/made/weights.safetensors"))
+    loaded = artefacts.load(tmp_path / "shipped/made", "shipped").networks
+    for name, source in {"G^A": "mean G^A", "mean G^A": "mean G^A", "D^H": "D^H", "E^G": "E^G"}.items():
+        for key, value in model.networks[source].state_dict().items():
+            assert torch.equal(loaded[name].state_dict()[key], value.half().float()), (name, key)

@@ -133,13 +133,16 @@ def write_text(path, text):
 
 
 def load(folder, origin, device="cpu"):
-    """Read an artefact folder to a device; half-precision (shipped) weights become float32."""
+    """Read an artefact folder to a device; half-precision (shipped) weights become float32, and where of a network its
+    running mean alone was shipped, both are the mean.
+    """
     try:
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors")
         algorithm = ALGORITHMS[recipe["algorithm"]][0](recipe)
         for name, network in algorithm.networks.items():
-            own = {k.removeprefix(f"{name}/"): v.float() for k, v in tensors.items() if k.startswith(f"{name}/")}
+            stored = name if any(k.startswith(f"{name}/") for k in tensors) else f"mean {name}"
+            own = {k.removeprefix(f"{stored}/"): v.float() for k, v in tensors.items() if k.startswith(f"{stored}/")}
             network.load_state_dict(own)
             network.to(device).eval()
         return Trained(
@@ -156,11 +159,15 @@ def load(folder, origin, device="cpu"):
 
 
 def ship(folder, target):
-    """Copy an artefact for shipping: weights and all texts, in half precision, without the trainer's state."""
+    """Copy an artefact for shipping: weights and all texts, in half precision, without the trainer's state.
+
+    Of a network with a running mean only that is copied.
+    """
     folder, target = Path(folder), Path(target) / Path(folder).name
     names = ("recipe.yaml", "contract.yaml", "history.csv", "environment.json")
     texts = {name: (folder / name).read_bytes() for name in names}
-    weights = {k: v.half() for k, v in load_file(folder / "weights.safetensors").items()}
+    tensors = load_file(folder / "weights.safetensors")
+    weights = {k: v.half() for k, v in tensors.items() if f"mean {k}" not in tensors}
     if target.exists():
         shutil.rmtree(target)
     with atomic(target) as temporary:

@@ -3,10 +3,14 @@
 The structure segmenter learns from simulated brains, whose labels are known, and is applied to real and generated ones.
 """
 
+import hashlib
+import json
+from dataclasses import asdict
+
 import pandas as pd
 import torch
 
-from medsynth_lib.course.artefacts import train_or_load
+from medsynth_lib.course.artefacts import scan_identity, train_or_load
 from medsynth_lib.course.data import kind_of, lesson_volumes
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import CubeContract, Cubes, LabelledCubes, to_hu
@@ -14,21 +18,29 @@ from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.segmentation import label_structures
-from medsynth_lib.files import DataError
+from medsynth_lib.files import DataError, cache_folder
 
 BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
 NAMES = {"t1": "hagan-brain", "ct": "hagan-thorax"}
 
 
 def lesson_cubes(lesson, modality):
-    """Cubes of a lesson by split, {"train": Cubes, "tune": ..., "test": ...}, and "simulated" or "real".
+    """Cubes of a lesson by split, {"train": ..., "tune": ..., "test": ...}, and "simulated" or "real".
 
-    ``modality``: "t1", skull-stripped brains, or "ct", chests. The size is that of ``settings.hagan``.
+    ``modality``: "t1", skull-stripped brains, or "ct", chests. The size is that of ``settings.hagan``. They are prepared once
+    and read from a sharded cache.
     """
     frame = lesson_volumes(lesson, modality, required=False)
     contract = CubeContract(modality, lesson.settings.hagan["size"])
-    splits = {name: Cubes(frame[frame["split"] == name], contract) for name in ("train", "tune", "test")}
-    return splits, kind_of(frame)
+    parts = {name: Cubes(frame[frame["split"] == name], contract) for name in ("train", "tune", "test")}
+    return {name: cached_cubes(cubes) for name, cubes in parts.items()}, kind_of(frame)
+
+
+def cached_cubes(cubes):
+    """`Cubes` from a sharded cache whose name says which scans, prepared how."""
+    scans = [scan_identity(row, cubes) for _, row in cubes.frame.iterrows()]
+    key = hashlib.sha256(json.dumps([scans, asdict(cubes.contract)], sort_keys=True).encode()).hexdigest()[:16]
+    return cubes.on_disk(cache_folder("cubes", key), key, jobs=torch.get_num_threads(), progress=not headless())
 
 
 def trained_hagan(lesson, splits, **changes):

@@ -8,7 +8,9 @@ stopped.
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +62,10 @@ def fit(
     rank, ranks, rows, start = setup(algorithm, fabric, folder)
     recent, unchecked, began = [], [], time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     bar = tqdm(range(start, end), initial=start, total=end, desc="training", disable=headless() or rank > 0)
-    with interrupt_flag() as interrupted:
-        for step in bar:
-            unchecked.append(train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fabric))
+    read = partial(read_batch, algorithm.reads, train, batch_size, seed, rank=rank, ranks=ranks)
+    with interrupt_flag() as interrupted, closing(read_ahead(read, start, end)) as batches:
+        for step, batch in zip(bar, batches, strict=True):
+            unchecked.append(train_step(algorithm, batch, step, steps, seed, rank, fabric))
             done, stop = step + 1, interrupted()
             validate = done % validate_every == 0 or done == end
             save = done % checkpoint_every == 0 or done == end or stop
@@ -88,11 +91,25 @@ def fit(
     return pd.DataFrame(rows)
 
 
-def train_step(algorithm, train, step, steps, seed, batch_size, rank, ranks, fabric):
-    """One step: seed, batch, learning rate, update; returns the losses as tensors."""
+def read_batch(reads, train, batch_size, seed, step, rank, ranks):
+    """The samples of one step's batch, collated; ``reads`` are the keys that are used."""
+    samples = [train[i] for i in batch_indices(len(train), batch_size, seed, step, rank, ranks)]
+    return default_collate([{k: sample[k] for k in reads} for sample in samples])
+
+
+def read_ahead(read, start, end):
+    """``read(step)`` for start <= step < end, each read by a second thread while the step before it is computed."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read, start) if start < end else None
+        for step in range(start, end):
+            batch = coming.result()
+            coming = pool.submit(read, step + 1) if step + 1 < end else None
+            yield batch
+
+
+def train_step(algorithm, batch, step, steps, seed, rank, fabric):
+    """One step: seed, learning rate, update; returns the losses as tensors."""
     torch.manual_seed(step_seed(seed, step, rank))
-    indices = batch_indices(len(train), batch_size, seed, step, rank, ranks)
-    batch = default_collate([{k: train[i][k] for k in algorithm.reads} for i in indices])
     batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
     for optimiser in algorithm.optimisers.values():
         for group in optimiser.param_groups:
