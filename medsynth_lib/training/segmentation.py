@@ -6,7 +6,7 @@ nnU-Net), trained on the source site. Twelve brain structures from T1 (HA-GAN pa
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceLoss
 from monai.networks.nets import SegResNet
 
 from medsynth_lib.data.atlas import STRUCTURES
@@ -14,7 +14,7 @@ from medsynth_lib.data.preprocess import augment
 from medsynth_lib.training.loop import linear_decay
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
-STRUCTURES_VERSION = 1
+STRUCTURES_VERSION = 2
 RECIPE_KEYS = ("width", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial", "intensity",
                "steps", "batch_size", "validate_every")  # fmt: skip
 INPUTS = ("t1ce", "t2", "flair", "t1")
@@ -73,23 +73,34 @@ class Segmenter:
         return {"loss": self.loss(batch)}
 
 
+class PositionedSegResNet(SegResNet):
+    """SegResNet (b, 1, N, N, N) -> (b, classes, N, N, N) that also sees where a voxel lies in the cube, -1 to 1 along each axis.
+
+    Thalamus and caudate are of one brightness; what tells them apart is further away than the network looks.
+    """
+
+    def __init__(self, width, classes):
+        super().__init__(
+            init_filters=width, in_channels=4, out_channels=classes, blocks_down=(1, 1, 1), blocks_up=(1, 1)
+        )
+
+    def forward(self, x):
+        axes = [torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[2:]]
+        where = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
+        return super().forward(torch.cat([x, where], 1))
+
+
 class StructureSegmenter:
-    """SegResNet with ``width`` filters from T1 cubes (b, 1, N, N, N) in [-1, 1] to logits of background and twelve structures."""
+    """`PositionedSegResNet` from T1 cubes (b, 1, N, N, N) in [-1, 1] to logits of background and twelve structures."""
 
     reads = ("x", "labels")
 
     def __init__(self, recipe):
         self.recipe = recipe
-        network = SegResNet(
-            init_filters=recipe["width"],
-            in_channels=1,
-            out_channels=len(STRUCTURES),
-            blocks_down=(1, 1, 1),
-            blocks_up=(1, 1),
-        )
+        network = PositionedSegResNet(recipe["width"], len(STRUCTURES))
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
-        self.criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+        self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
     def learning_rate(self, step, steps):
         return linear_decay(self.recipe, step, steps)
@@ -102,7 +113,11 @@ class StructureSegmenter:
         }
 
     def loss(self, batch):
-        return self.criterion(self.networks["segmenter"](batch["x"]), batch["labels"])
+        """Dice plus cross-entropy, where a class weighs by the inverse root of its size: most structures are small."""
+        logits, labels = self.networks["segmenter"](batch["x"]), batch["labels"].long()
+        share = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) / labels.numel()
+        weight = share.clamp(min=1e-4).rsqrt()
+        return self.dice(logits, labels) + F.cross_entropy(logits, labels[:, 0], weight)
 
     def step(self, batch):
         loss = self.loss(batch)
