@@ -18,7 +18,7 @@ from medsynth_lib.evaluation.image import nmse, psnr, ssim_map
 from medsynth_lib.evaluation.segmentation import dice
 
 BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
-GROUPS = {  # neighbours that have a few dozen voxels at 64^3, scored as one
+GROUPS = {  # the smallest structures (a few dozen voxels a side at 64^3) with a neighbour, scored as one
     "putamen + pallidum": ("putamen", "pallidum"),
     "hippocampus + amygdala": ("hippocampus", "amygdala"),
 }
