@@ -17,10 +17,10 @@ from medsynth_lib.data.cubes import CubeContract, Cubes, LabelledCubes, to_hu
 from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
+from medsynth_lib.evaluation.recovery import BACKGROUND
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.files import DataError, cache_folder
 
-BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
 NAMES = {"t1": "hagan-brain", "ct": "hagan-thorax"}
 
 

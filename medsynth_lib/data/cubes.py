@@ -195,3 +195,13 @@ class LabelledCubes(Cubes):
             spacing=spacing,
             subject=row["subject"],
         )
+
+
+class LesionCubes(Cubes):
+    """T1 cubes with "seg" (1, N, N, N), uint8 BraTS labels of the manifest's ``seg`` column (nearest voxel)."""
+
+    def make(self, row):
+        root = self.frame.attrs["root"]
+        cube = prepare_cube(read_volume(root / row[self.contract.modality]), self.contract)
+        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(read_volume(root / row["seg"]), cube)
+        return dict(x=cube.as_tensor().half(), seg=seg.as_tensor().to(torch.uint8), subject=row["subject"])

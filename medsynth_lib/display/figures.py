@@ -51,6 +51,32 @@ def slice_grid(
     return figure
 
 
+def recovery_panels(real, recovered, spacing, window=(0, 1), spread=0.5, unit="intensity", title=""):
+    """The paper's Fig. 4: three planes of a real volume, of each recovered one, and their differences from it.
+
+    ``real`` (1, x, y, z); ``recovered`` a dictionary by name. Volumes share the grey ``window``, differences the colours from
+    -``spread`` to ``spread``. ``spacing`` (3) in mm gives each plane its true proportions.
+    """
+    pictures = [("real", real)] + [pair for n, v in recovered.items() for pair in ((n, v), ("difference", v - real))]
+    figure, axes = plt.subplots(3, len(pictures), figsize=(1.9 * len(pictures) + 1, 6), layout="constrained")
+    shown = {}
+    for row, (plane, (_, across, up)) in zip(axes, PLANES.items(), strict=True):
+        for axis, (name, volume) in zip(row, pictures, strict=True):
+            signed = name == "difference"
+            low, high, cmap = (-spread, spread, "RdBu_r") if signed else (*window, "gray")
+            style = dict(origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+            shown[signed] = axis.imshow(slice_of(volume, plane), aspect=float(spacing[up] / spacing[across]), **style)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if plane == "sagittal":
+                axis.set_title(name, fontsize=9)
+        row[0].set_ylabel(plane, fontsize=9)
+    for signed, label in ((False, unit), (True, f"difference ({unit})")):
+        figure.colorbar(shown[signed], ax=axes, shrink=0.6, aspect=25, label=label)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def learning_curves(histories, quantity="tune_l1", ylabel="L1 on the tuning subjects", logarithmic=True):
     """Curves of one column of several training histories (name -> DataFrame with ``step``)."""
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")

@@ -23,11 +23,31 @@ def psnr(prediction, target, mask=None):
     return float(-10 * np.log10(mse)) if mse else float("inf")
 
 
-def ssim(prediction, target, mask=None):
-    """Structural similarity (Wang et al. 2004) with data range 1.
+def nmse(prediction, target, mask=None):
+    """Normalised mean squared error ||prediction - target||^2 / ||target||^2 (inside ``mask``): 1 for a black prediction.
 
-    Gaussian window of sigma 1.5 voxels cut at 5 voxels, K1 = .01, K2 = .03; computed in 3D at every voxel, then
-    averaged inside ``mask`` (everywhere without one).
+    Black must be 0: on a scale where it is -1, the background's energy stands in the denominator. Raises ValueError for a
+    target that is black.
+    """
+    p, t = as_array(prediction).astype(np.float64), as_array(target).astype(np.float64)
+    if mask is not None:
+        p, t = p[as_array(mask)], t[as_array(mask)]
+    energy = np.sum(t**2)
+    if not energy:
+        raise ValueError("the target is black: its error cannot be divided by its energy")
+    return float(np.sum((p - t) ** 2) / energy)
+
+
+def ssim(prediction, target, mask=None):
+    """Structural similarity (Wang et al. 2004): `ssim_map` averaged inside ``mask`` (everywhere without one)."""
+    full = ssim_map(prediction, target)
+    return float(full.mean() if mask is None else full[as_array(mask)].mean())
+
+
+def ssim_map(prediction, target):
+    """Structural similarity at every voxel (x, y, z), data range 1.
+
+    Gaussian window in 3D of sigma 1.5 voxels cut at 5 voxels, K1 = .01, K2 = .03.
     """
     _, full = structural_similarity(
         as_array(target).astype(np.float64),
@@ -38,7 +58,7 @@ def ssim(prediction, target, mask=None):
         use_sample_covariance=False,
         full=True,
     )
-    return float(full.mean() if mask is None else full[as_array(mask)].mean())
+    return full
 
 
 def nmi(prediction, target, mask, bins=64):

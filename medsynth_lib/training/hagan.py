@@ -235,8 +235,7 @@ class HAGAN:
 
     def features(self, x):
         """A-hat: E^H on every sub-volume of the partition T_v, concatenated."""
-        parts = [self.networks["E^H"](select_high(x, t, self.depth)) for t in range(0, self.size, self.depth)]
-        return torch.cat(parts, 2)
+        return features(self.networks["E^H"], x, self.depth)
 
     def validate(self, batch):
         """On held-out volumes: how sure D^H is of real ones, and the L1 error of their recovery (whole volume)."""
@@ -249,7 +248,27 @@ class HAGAN:
         return {"d_real": score, "recovery_l1": F.l1_loss(self.networks["G^H"](self.networks["G^A"](z)), x)}
 
 
+def features(encoder_high, x, depth):
+    """A-hat (b, 2c, S/4, S/4, S/4) of volumes (b, 1, S, S, S): E^H on sub-volume after sub-volume, each ``depth`` slices."""
+    return torch.cat([encoder_high(select_high(x, t, depth)) for t in range(0, x.shape[2], depth)], 2)
+
+
 # -- inference: no gradients, no selectors -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(encoder_high, encoder_ground, x, depth):
+    """Codes (b, latent) of whole volumes (b, 1, S, S, S): E^G(A-hat), with A-hat from sub-volumes as in training."""
+    return encoder_ground(features(encoder_high, x, depth))
+
+
+@torch.no_grad()
+def decode_in_parts(high, a, depth):
+    """Volumes (b, 1, S, S, S) of features A or A-hat by G^H on one sub-volume after the other, as equations (6) and (7) train it.
+
+    `sample` gives G^H all of A at once, and its group norm other means and variances.
+    """
+    return torch.cat([high(select_low(a, t, depth)) for t in range(0, 4 * a.shape[2], depth)], 2)
 
 
 @torch.no_grad()
