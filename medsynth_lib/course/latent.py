@@ -6,11 +6,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from medsynth_lib.course.hagan import lesson_cubes, measure_volumes, trained_hagan
+from medsynth_lib.course.hagan import BACKGROUND, lesson_cubes, measure_volumes, trained_hagan
+from medsynth_lib.data.atlas import STRUCTURES
+from medsynth_lib.data.cubes import to_hu
 from medsynth_lib.data.pool import run
 from medsynth_lib.data.subject import make_subject, structure_volumes
 from medsynth_lib.display.headless import headless
+from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.latent import encode
+from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.files import atomic, cache_folder
 from medsynth_lib.training.hagan import sample
 
@@ -28,8 +32,11 @@ def factors(table, modality):
 
 @dataclass
 class Domain:
-    """``modality`` "ct" or "t1", its ``splits`` of cubes, "simulated" or "real", networks, the mean voxel size in mm, and the
-    mean and standard deviation of the measured factors of the training cubes, by which all factors are standardised.
+    """A generator and what is measured in its volumes.
+
+    ``modality`` "ct" or "t1"; ``splits`` of `Cubes`; ``kind`` "simulated" or "real"; ``depth``: slices of a sub-volume;
+    ``spacing``: mean voxel size (3) in mm; ``segmenter``: of T1; ``population``: the measured factors of training cubes, by
+    whose mean and standard deviation all factors are standardised.
     """
 
     modality: str
@@ -54,9 +61,21 @@ class Domain:
         return factors(measure_volumes(volumes, self.spacing, self.modality, self.segmenter), self.modality)
 
     def standardised(self, table):
-        """A table of factors in standard deviations from the population's mean, (n, k)."""
-        scaled = (table - self.population.mean()) / self.population.std()
+        """A table of factors in standard deviations from the population's mean, (n, k); what never varies keeps its unit."""
+        scaled = (table - self.population.mean()) / self.population.std().replace(0, 1)
         return torch.tensor(scaled.to_numpy(), dtype=torch.float32)
+
+    def masks(self, cube):
+        """{factor: boolean mask (S, S, S)} of one volume (1, S, S, S); empty ones where a chest has no lung."""
+        if self.modality == "t1":
+            labels = label_structures(self.segmenter, cube)
+            inside = {name: labels == STRUCTURES.index(name) for name in self.names[1:]}
+            return {"brain": cube[0] > BACKGROUND} | inside
+        try:
+            masks = ct.tissue_masks(to_hu(cube[0]).numpy(), self.spacing.tolist())
+        except ValueError:
+            masks = dict.fromkeys(("lung", "fat", "bone", "emphysema"), np.zeros(cube.shape[1:], bool))
+        return {name: torch.from_numpy(masks[name.removeprefix("log ")]) for name in self.names}
 
     def measured_codes(self, z, batch=8):
         """Standardised factors (..., k) measured in the volumes of codes (..., d), a few volumes in memory at a time."""
@@ -69,7 +88,7 @@ class Domain:
 
 
 def open_domain(lesson, modality, real, segmenter=None):
-    """A `Domain` by a lesson's settings, with the first ``real`` training cubes (a list), measured."""
+    """A `Domain` by a lesson's settings, with its first ``real`` training cubes (a list) measured, and the `Trained` model."""
     splits, kind = lesson_cubes(lesson, modality)
     trained = trained_hagan(lesson, splits)
     samples = [splits["train"][i] for i in range(min(real, len(splits["train"])))]
