@@ -84,9 +84,11 @@ def test_entanglement_of_a_linear_generator_is_known():
     for form in (latent.plain, latent.orthogonalised):
         d = form(model.weights)
         walks = [[latent.walk(s, model, d[i], i, model(s)[i] + DOSES) for s in z[:4]] for i in range(3)]
-        found = latent.entanglement(DOSES, torch.stack([torch.stack(w) for w in walks]) @ planted.T)
+        measured = torch.stack([torch.stack(w) for w in walks]) @ planted.T
+        found = latent.entanglement(DOSES, measured)
         assert torch.allclose(found, d @ planted.T, atol=1e-3)
         assert (latent.purity(found) > 0.99) == (form is latent.orthogonalised)
+        assert torch.allclose(latent.walk_purities(DOSES, measured), latent.purity(found).expand(4), atol=1e-3)
 
 
 def test_a_walk_with_nan_is_left_out_and_purity_has_its_bounds():

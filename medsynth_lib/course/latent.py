@@ -52,6 +52,10 @@ class Domain:
     def names(self):
         return FACTORS[self.modality]
 
+    @property
+    def noun(self):
+        return {"ct": "chests", "t1": "brains"}[self.modality]
+
     def generate(self, z):
         """Volumes (b, 1, S, S, S) of codes, by the running mean of the generator."""
         return sample(self.networks["mean G^A"], self.networks["mean G^H"], z)

@@ -25,10 +25,9 @@ def walk_figure(rows, spacing, window, colour, title):
 
     rows: (name, plane, [(volume (S, S, S), mask, text), ...]). Every row shows the slice in which its masks are largest.
     """
-    count = len(rows[0][2])
-    figure, axes = plt.subplots(
-        len(rows), count, figsize=(1.9 * count, 2.15 * len(rows)), squeeze=False, layout="constrained"
-    )
+    count, heights = len(rows[0][2]), [1.9 * aspect(spacing, plane) + 0.3 for _, plane, _ in rows]
+    grid = dict(gridspec_kw=dict(height_ratios=heights), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count, sum(heights) + 0.6), **grid)
     for line, (name, plane, pictures) in zip(axes, rows, strict=True):
         fixed = PLANES[plane][0]
         masks = [np.asarray(mask) for _, mask, _ in pictures]
@@ -119,7 +118,9 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
     Returns the static figure: one direction a row, ``doses`` in coronal and axial planes.
     """
     k, n = len(view.names), len(doses)
-    figure, axes = plt.subplots(k, 2 * n, figsize=(1.7 * 2 * n, 1.9 * k), squeeze=False, layout="constrained")
+    height = 1.7 * max(aspect(view.spacing, plane) for plane in ("coronal", "axial")) + 0.1
+    size = (1.7 * 2 * n, height * k + 0.7)
+    figure, axes = plt.subplots(k, 2 * n, figsize=size, squeeze=False, layout="constrained")
     for i, name in enumerate(view.names):
         for j, dose in enumerate(doses):
             volume = view.move([dose if i == m else 0.0 for m in range(k)])
@@ -127,7 +128,8 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
                 norm = view.images[plane].norm
                 settings = dict(origin="lower", cmap="gray", vmin=norm.vmin, vmax=norm.vmax)
                 axis.imshow(slice_of(volume, plane), aspect=aspect(view.spacing, plane), **settings)
-                axis.set(xticks=[], yticks=[], title=f"{dose:+g} SD" if i == 0 else "")
+                axis.set(xticks=[], yticks=[], title=f"{plane}, {dose:+g} SD" if i == 0 else "")
+                axis.title.set_fontsize(9)
         axes[i, 0].set_ylabel(name, fontsize=9)
     view.move([0.0] * k)
     figure.suptitle(title, fontsize=11)

@@ -56,7 +56,7 @@ def held_out_r2(z, y, ridge=0.0, folds=5, seed=0):
 
 def choose_ridge(z, y, ridges=RIDGES):
     """The ridge with the best mean held-out R^2 over the factors, and {ridge: that mean} of all."""
-    scores = {ridge: float(held_out_r2(z, y, ridge).mean()) for ridge in ridges}
+    scores = {ridge: float(held_out_r2(z, y, ridge).nanmean()) for ridge in ridges}
     return max(scores, key=scores.get), scores
 
 
@@ -123,6 +123,11 @@ def purity(matrix):
     """
     size = matrix.abs()
     return (size.diagonal(dim1=-2, dim2=-1) / size.sum(-1)).mean(-1)
+
+
+def walk_purities(doses, measured):
+    """Purity (n) of each walk's own matrix, from the arguments of `entanglement`; nan where a walk has one."""
+    return purity(slopes(doses, measured).movedim(0, 1))
 
 
 def monotonicity(doses, values):
