@@ -128,7 +128,7 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
                 norm = view.images[plane].norm
                 settings = dict(origin="lower", cmap="gray", vmin=norm.vmin, vmax=norm.vmax)
                 axis.imshow(slice_of(volume, plane), aspect=aspect(view.spacing, plane), **settings)
-                axis.set(xticks=[], yticks=[], title=f"{plane}, {dose:+g} SD" if i == 0 else "")
+                axis.set(xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else plane)
                 axis.title.set_fontsize(9)
         axes[i, 0].set_ylabel(name, fontsize=9)
     view.move([0.0] * k)
