@@ -157,7 +157,7 @@ def test_normal_scores_follow_the_ranks_alone():
 
 def informed(weight):
     recipe = dict(size=32, latent=8, c=2, fraction=0.25, classes=0, loss="paper", start="aligned", low_branch=True,
-                  encoder=False, average=0.5, lean=True, channels_last=False, checkpoint=False, learning_rate=0.005,
+                  encoder=False, average=0.5, lean=True, channels_last=False, checkpoint=False, learning_rate=0.002,
                   constant_until=1.0, decay_until=2.0, final_learning_rate=0.0, information_weight=weight)  # fmt: skip
     torch.manual_seed(0)
     start = networks(32, 8, 2, 0.25)
@@ -187,7 +187,7 @@ def test_training_with_the_term_raises_the_bound():
         z = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
         torch.manual_seed(2)
         batch = dict(x=torch.rand(4, 1, 32, 32, 32) * 2 - 1, measures=torch.randn(4, 2))
-        for step in range(8):
+        for step in range(20):
             torch.manual_seed(step)
             model.step(batch)
         with torch.no_grad():

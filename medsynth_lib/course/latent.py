@@ -56,9 +56,14 @@ class Domain:
     def noun(self):
         return {"ct": "chests", "t1": "brains"}[self.modality]
 
+    @property
+    def device(self):
+        """Where the networks are; codes and volumes come and go on the CPU."""
+        return next(self.networks["mean G^A"].parameters()).device
+
     def generate(self, z):
         """Volumes (b, 1, S, S, S) of codes, by the running mean of the generator."""
-        return sample(self.networks["mean G^A"], self.networks["mean G^H"], z)
+        return sample(self.networks["mean G^A"], self.networks["mean G^H"], z.to(self.device)).cpu()
 
     def measured(self, volumes):
         """Factors (b, k) of volumes, not standardised, as a table; nan where a chest has no lung."""
@@ -88,7 +93,8 @@ class Domain:
 
     def codes(self, cubes, batch=8):
         """Codes (n, d) of a list of volumes (1, S, S, S) by the encoder."""
-        return torch.cat([encode(self.networks, x, self.depth) for x in torch.stack(cubes).split(batch)])
+        parts = torch.stack(cubes).split(batch)
+        return torch.cat([encode(self.networks, x.to(self.device), self.depth).cpu() for x in parts])
 
 
 def open_domain(lesson, modality, real, segmenter=None):

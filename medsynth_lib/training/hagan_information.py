@@ -95,16 +95,16 @@ class InformedHAGAN(HAGAN):
         }
 
     def generator_loss(self, b, r, label):
-        z = self.noise(b, label, self.basis.device)
+        z = self.noise(b, label, next(self.networks["G^A"].parameters()).device)
         fake = self.generate(z, r)
         loss = self.adversarial(self.judge(*fake, r), True)
         return loss - self.recipe["information_weight"] * self.bound(z, fake[1])
 
     def bound(self, z, x_low):
-        return information_bound(z @ self.basis.T, *self.networks["Q"](x_low))
+        return information_bound(z @ self.basis.T.to(z), *self.networks["Q"](x_low))
 
     def validate(self, batch):
         """The bound for held-out real volumes and for 16 generated ones, in nats."""
-        z = torch.randn(16, self.recipe["latent"], generator=torch.Generator().manual_seed(0)).to(self.basis)
+        z = torch.randn(16, self.recipe["latent"], generator=torch.Generator().manual_seed(0)).to(batch["x"])
         real = information_bound(batch["measures"], *self.networks["Q"](low_resolution(batch["x"])))
         return {"bound_real": real, "bound_fake": self.bound(z, self.generate(z, 0)[1])}
