@@ -27,7 +27,7 @@ def walk_figure(rows, spacing, window, colour, title):
     """
     count, heights = len(rows[0][2]), [1.9 * aspect(spacing, plane) + 0.3 for _, plane, _ in rows]
     grid = dict(gridspec_kw=dict(height_ratios=heights), squeeze=False, layout="constrained")
-    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count, sum(heights) + 0.6), **grid)
+    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count, sum(heights) + 0.6), dpi=70, **grid)
     for line, (name, plane, pictures) in zip(axes, rows, strict=True):
         fixed = PLANES[plane][0]
         masks = [np.asarray(mask) for _, mask, _ in pictures]
@@ -120,7 +120,7 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
     k, n = len(view.names), len(doses)
     height = 1.7 * max(aspect(view.spacing, plane) for plane in ("coronal", "axial")) + 0.1
     size = (1.7 * 2 * n, height * k + 0.7)
-    figure, axes = plt.subplots(k, 2 * n, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(k, 2 * n, figsize=size, dpi=60, squeeze=False, layout="constrained")
     for i, name in enumerate(view.names):
         for j, dose in enumerate(doses):
             volume = view.move([dose if i == m else 0.0 for m in range(k)])
