@@ -1,0 +1,162 @@
+"""Walks through a latent space: the HA-GAN paper's Figs. 7 and 8, and an explorer with a slider for each direction."""
+
+import io
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from medsynth_lib.display.figures import slice_of
+from medsynth_lib.display.headless import headless
+from medsynth_lib.display.volume import LETTERS, PLANES, letter
+
+REACH = 3.0  # of the sliders, in standard deviations
+
+
+def aspect(spacing, plane):
+    """Height of a voxel over its width in a plane."""
+    _, horizontal, vertical = PLANES[plane]
+    return float(spacing[vertical] / spacing[horizontal])
+
+
+def walk_figure(rows, spacing, window, colour, title):
+    """Figs. 7 and 8: one walk a row, its masks outlined, and a text under each slice.
+
+    rows: (name, plane, [(volume (S, S, S), mask, text), ...]). Every row shows the slice in which its masks are largest.
+    """
+    count, heights = len(rows[0][2]), [1.9 * aspect(spacing, plane) + 0.3 for _, plane, _ in rows]
+    grid = dict(gridspec_kw=dict(height_ratios=heights), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count, sum(heights) + 0.6), dpi=70, **grid)
+    for line, (name, plane, pictures) in zip(axes, rows, strict=True):
+        fixed = PLANES[plane][0]
+        masks = [np.asarray(mask) for _, mask, _ in pictures]
+        area = sum(np.moveaxis(mask, fixed, 0).reshape(mask.shape[fixed], -1).sum(1) for mask in masks)
+        index = int(area.argmax()) if area.any() else masks[0].shape[fixed] // 2
+        for axis, (volume, mask, text) in zip(line, pictures, strict=True):
+            settings = dict(origin="lower", interpolation="nearest", aspect=aspect(spacing, plane))
+            axis.imshow(slice_of(volume, plane, index), cmap="gray", vmin=window[0], vmax=window[1], **settings)
+            inside = slice_of(np.asarray(mask), plane, index)
+            if inside.any() and not inside.all():
+                axis.contour(inside, [0.5], colors=colour, linewidths=0.8)
+            axis.set(xticks=[], yticks=[])
+            axis.set_xlabel(text, fontsize=8)
+        line[0].set_ylabel(f"{name}\n({plane})", fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def heat_map(axis, matrix, rows, columns, title, limit=1.0):
+    """A signed matrix as colours with its numbers; grey where it is nan."""
+    picture = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axis.set_facecolor("#cccccc")
+    for i, line in enumerate(np.asarray(matrix)):
+        for j, value in enumerate(line):
+            axis.text(
+                j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * limit else "black"
+            )
+    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    return picture
+
+
+class LatentView:
+    """A code z (d) and its volume in three planes, drawn once; `move` generates and redraws.
+
+    generate: codes (1, d) to volumes (1, 1, S, S, S). directions (k, d): a step of 1 is one on a slider.
+    """
+
+    def __init__(self, generate, z, names, directions, spacing, window=(-1, 1)):
+        self.generate, self.z, self.names, self.directions = generate, z, names, directions
+        self.figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
+        blank, self.images = np.zeros((8, 8)), {}
+        for axis, (plane, (_, horizontal, _)) in zip(axes, PLANES.items(), strict=True):
+            settings = dict(origin="lower", cmap="gray", vmin=window[0], vmax=window[1], interpolation="nearest")
+            self.images[plane] = axis.imshow(blank, extent=(0, 1, 0, 1), aspect="auto", **settings)
+            axis.set(xticks=[], yticks=[], title=plane)
+            letter(axis, 0.05, 0.5, LETTERS[horizontal][0])
+            letter(axis, 0.95, 0.5, LETTERS[horizontal][1])
+        self.spacing = spacing
+        self.move([0.0] * len(names))
+        for plane, image in self.images.items():
+            height, width = image.get_array().shape
+            image.axes.set_box_aspect(height / width * aspect(spacing, plane))
+        self.figure.get_layout_engine().execute(self.figure)
+        self.figure.set_layout_engine("none")  # laid out once: a move redraws nothing but pixels
+
+    def move(self, values):
+        """Generate the volume at the sliders' values (k) and redraw; returns it, (S, S, S)."""
+        z = self.z + torch.as_tensor(values, dtype=self.z.dtype) @ self.directions
+        volume = self.generate(z[None])[0, 0].numpy()
+        for plane, image in self.images.items():
+            image.set_data(slice_of(volume, plane))
+        self.figure.suptitle(", ".join(f"{n} {v:+.1f}" for n, v in zip(self.names, values, strict=True)), fontsize=10)
+        return volume
+
+    def png(self):
+        """The figure as it is now, as a PNG's bytes."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=80)
+        return buffer.getvalue()
+
+    def seconds_a_move(self, moves=8):
+        """Median seconds from a slider's move to the finished picture."""
+        seconds = []
+        for k in range(moves):
+            began = time.perf_counter()
+            self.move([(k % 3) - 1.0] * len(self.names))
+            self.png()
+            seconds.append(time.perf_counter() - began)
+        self.move([0.0] * len(self.names))
+        return float(np.median(seconds))
+
+
+def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
+    """What every direction of a `LatentView` does: a static figure always, sliders below it with a live kernel.
+
+    Returns the static figure: one direction a row, ``doses`` in coronal and axial planes.
+    """
+    k, n = len(view.names), len(doses)
+    height = 1.7 * max(aspect(view.spacing, plane) for plane in ("coronal", "axial")) + 0.1
+    size = (1.7 * 2 * n, height * k + 0.7)
+    figure, axes = plt.subplots(k, 2 * n, figsize=size, dpi=60, squeeze=False, layout="constrained")
+    for i, name in enumerate(view.names):
+        for j, dose in enumerate(doses):
+            volume = view.move([dose if i == m else 0.0 for m in range(k)])
+            for axis, plane in ((axes[i, j], "coronal"), (axes[i, n + j], "axial")):
+                norm = view.images[plane].norm
+                settings = dict(origin="lower", cmap="gray", vmin=norm.vmin, vmax=norm.vmax)
+                axis.imshow(slice_of(volume, plane), aspect=aspect(view.spacing, plane), **settings)
+                axis.set(xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else plane)
+                axis.title.set_fontsize(9)
+        axes[i, 0].set_ylabel(name, fontsize=9)
+    view.move([0.0] * k)
+    figure.suptitle(title, fontsize=11)
+    if not headless():
+        plt.show()
+        latent_sliders(view)
+    return figure
+
+
+def latent_sliders(view):
+    """A slider for each direction and a button for another code; the picture below follows."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    options = dict(min=-REACH, max=REACH, step=0.25, style=dict(description_width="120px"))
+    controls = [widgets.FloatSlider(value=0.0, description=name, **options) for name in view.names]
+    another, picture = widgets.Button(description="another code"), widgets.Image(value=view.png(), format="png")
+
+    def redraw(_):
+        view.move([control.value for control in controls])
+        picture.value = view.png()
+
+    def draw_another(_):
+        view.z = torch.randn_like(view.z)
+        redraw(None)
+
+    for control in controls:
+        control.observe(redraw, "value")
+    another.on_click(draw_another)
+    display(widgets.VBox([*controls, another, picture]))

@@ -1,0 +1,231 @@
+"""Latent directions against toy generators whose factors are planted, and the information bound against its closed form."""
+
+import time
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from medsynth_lib.display.latent import LatentView, explore_latent, walk_figure
+from medsynth_lib.evaluation import latent
+from medsynth_lib.models.hagan import networks
+from medsynth_lib.training.hagan import HAGAN, sample
+from medsynth_lib.training.hagan_information import InformedHAGAN, Posterior, information_bound, normal_scores
+
+DOSES = torch.linspace(-2, 2, 5)
+
+
+def toy(n=400, d=12, k=3, noise=0.0, seed=0):
+    """Codes, factors and the planted W, whose rows overlap: factor j also depends on what moves factor i."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, d, generator=generator)
+    planted = torch.randn(k, d, generator=generator) + torch.randn(d, generator=generator)
+    return z, z @ planted.T + 2 + noise * torch.randn(n, k, generator=generator), planted
+
+
+def test_least_squares_recovers_planted_factors():
+    z, y, planted = toy()
+    model = latent.least_squares(z, y)
+    assert torch.allclose(model.weights, planted, atol=1e-4) and torch.allclose(
+        model.offset, torch.full((3,), 2.0), atol=1e-4
+    )
+    assert torch.allclose(latent.held_out_r2(z, y), torch.ones(3), atol=1e-5)
+
+
+def test_ridge_helps_where_codes_are_few():
+    """30 noisy codes of 25 numbers: held out, least squares is worse than the mean; the chosen ridge is not."""
+    z, y, _ = toy(n=30, d=25, noise=8.0)
+    ridge, scores = latent.choose_ridge(z, y)
+    assert ridge > 0 and scores[ridge] > scores[0.0] + 0.5 and scores[0.0] < 0
+
+
+def test_few_codes_give_the_shortest_exact_fit():
+    z, y, _ = toy(n=8)
+    model = latent.least_squares(z, y)
+    assert torch.allclose(model(z), y, atol=1e-3)
+    centred = z - z.mean(0)
+    outside = model.weights - model.weights @ torch.linalg.pinv(centred) @ centred
+    assert outside.abs().max() < 1e-3 * model.weights.abs().max()
+
+
+@pytest.mark.parametrize("form", ["plain", "orthogonalised", "joint"])
+def test_walks_hit_their_predicted_target(form):
+    z, y, _ = toy(noise=1.0)
+    model = latent.least_squares(z, y)
+    directions = latent.joint(z, y) if form == "joint" else getattr(latent, form)(model.weights)
+    for factor in range(3):
+        codes = latent.walk(z[0], model, directions[factor], factor, 3 + DOSES)
+        assert torch.allclose(model(codes)[:, factor], 3 + DOSES, atol=1e-3)
+
+
+def test_orthogonalised_leaves_other_predictions_alone_and_plain_does_not():
+    z, y, _ = toy(noise=1.0)
+    model = latent.least_squares(z, y)
+    assert torch.allclose(model.weights @ latent.orthogonalised(model.weights).T, torch.eye(3), atol=1e-4)
+    moved = model.weights @ latent.plain(model.weights).T
+    assert torch.allclose(moved.diagonal(), torch.ones(3), atol=1e-5) and (moved - torch.eye(3)).abs().max() > 0.1
+
+
+def test_joint_is_orthogonalised_where_codes_are_white_and_fit_is_exact():
+    z, _, planted = toy()
+    z = z - z.mean(0)
+    z = z @ torch.linalg.inv(torch.linalg.cholesky(latent.covariance(z, z))).T  # exactly white
+    y = z @ planted.T
+    assert torch.allclose(latent.joint(z, y), latent.orthogonalised(planted), atol=1e-4)
+
+
+def test_entanglement_of_a_linear_generator_is_known():
+    """Along W's own rows the drift is <w_i, w_j> / |w_i|^2; along orthogonalised ones there is none."""
+    z, y, planted = toy()
+    model = latent.least_squares(z, y)
+    for form in (latent.plain, latent.orthogonalised):
+        d = form(model.weights)
+        walks = [[latent.walk(s, model, d[i], i, model(s)[i] + DOSES) for s in z[:4]] for i in range(3)]
+        measured = torch.stack([torch.stack(w) for w in walks]) @ planted.T
+        found = latent.entanglement(DOSES, measured)
+        assert torch.allclose(found, d @ planted.T, atol=1e-3)
+        assert (latent.purity(found) > 0.99) == (form is latent.orthogonalised)
+        assert torch.allclose(latent.walk_purities(DOSES, measured), latent.purity(found).expand(4), atol=1e-3)
+
+
+def test_a_walk_with_nan_is_left_out_and_purity_has_its_bounds():
+    measured = DOSES[None, None, :, None].repeat(2, 3, 1, 2)
+    measured[:, 1, 2] = float("nan")
+    assert torch.allclose(latent.entanglement(DOSES, measured), torch.ones(2, 2))
+    assert latent.purity(torch.ones(2, 2)) == 0.5 and latent.purity(torch.eye(4)) == 1
+    assert latent.purity(torch.tensor([[1.0, -1.0], [0.0, 1.0]])) == 0.75  # drift counts whichever way it goes
+
+
+def test_monotonicity():
+    assert latent.monotonicity(DOSES, DOSES**3) == pytest.approx(1)
+    assert latent.monotonicity(DOSES, -DOSES) == pytest.approx(-1)
+    for values in (torch.zeros(5), DOSES.log()):
+        assert latent.monotonicity(DOSES, values) != latent.monotonicity(DOSES, values)  # nan
+
+
+def test_slerp_keeps_the_norm_and_lerp_does_not():
+    a, b = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    a, b, t = 8 * a / a.norm(), 8 * b / b.norm(), torch.linspace(0, 1, 5)
+    arc = latent.spherical(a, b, t)
+    assert torch.allclose(arc.norm(dim=1), torch.full((5,), 8.0), atol=1e-4)
+    assert torch.allclose(arc[[0, -1]], torch.stack([a, b]), atol=1e-4)
+    steps = torch.nn.functional.cosine_similarity(arc[1:], arc[:-1])
+    assert torch.allclose(steps, steps[0].expand(4), atol=1e-4)  # at constant speed
+    assert latent.linear(a, b, t)[2].norm() < 7
+    assert torch.allclose(latent.spherical(a, a, t), a.expand(5, -1), atol=1e-4)
+
+
+def test_projection_finds_the_code_of_a_toy_generator():
+    w = torch.randn(8, 200, generator=torch.Generator().manual_seed(1))
+    truth = torch.randn(1, 8, generator=torch.Generator().manual_seed(2))
+    z, errors = latent.project(lambda z: z @ w, truth @ w, torch.zeros(1, 8), 120)
+    assert errors[0] > 1 and min(errors) < 0.1 * errors[0] and torch.allclose(z, truth, atol=0.2)
+    assert torch.isclose((z @ w - truth @ w).abs().mean(), torch.tensor(min(errors)), rtol=1e-4)
+
+
+def test_nearest_orthonormal():
+    _, _, planted = toy()
+    u = latent.nearest_orthonormal(planted)
+    assert torch.allclose(u @ u.T, torch.eye(3), atol=1e-5)
+    assert torch.allclose(latent.nearest_orthonormal(5 * u), u, atol=1e-5)
+
+
+def test_information_bound_is_the_mutual_information_for_the_true_posterior_and_less_for_any_other():
+    """c and x jointly Gaussian with correlation rho: I = -log(1 - rho^2) / 2, and q(c | x) = N(rho x, 1 - rho^2)."""
+    rho, generator = 0.8, torch.Generator().manual_seed(0)
+    c, noise = torch.randn(2, 200_000, 1, generator=generator)
+    x = rho * c + (1 - rho**2) ** 0.5 * noise
+    truth = -0.5 * torch.log(torch.tensor(1 - rho**2))
+    variance = torch.tensor(1 - rho**2)
+    assert torch.isclose(information_bound(c, rho * x, variance.log().expand_as(c)), truth, atol=0.01)
+    for slope, v in ((0.5, variance), (1.0, variance), (rho, torch.tensor(0.1)), (rho, torch.tensor(1.0))):
+        assert information_bound(c, slope * x, v.log().expand_as(c)) < truth - 0.02
+    assert abs(information_bound(c, 0 * x, torch.zeros_like(c))) < 0.01  # the prior as posterior: nothing is known
+    twice = information_bound(c.repeat(1, 2), rho * x.repeat(1, 2), variance.log().expand(len(c), 2))
+    assert torch.isclose(twice, 2 * truth, atol=0.02)  # independent elements add
+
+
+def test_normal_scores_follow_the_ranks_alone():
+    values = torch.exp(torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)))
+    scores = normal_scores(values)
+    assert torch.allclose(scores, normal_scores(values.log()))
+    assert scores.mean(0).abs().max() < 1e-5 and (scores.std(0) - 1).abs().max() < 0.02
+
+
+def informed(weight):
+    recipe = dict(size=32, latent=8, c=2, fraction=0.25, classes=0, loss="paper", start="aligned", low_branch=True,
+                  encoder=False, average=0.5, lean=True, channels_last=False, checkpoint=False, learning_rate=0.002,
+                  constant_until=1.0, decay_until=2.0, final_learning_rate=0.0, information_weight=weight)  # fmt: skip
+    torch.manual_seed(0)
+    start = networks(32, 8, 2, 0.25)
+    start |= {f"mean {n}": start[n] for n in ("G^A", "G^L", "G^H")} | {"Q": Posterior(2)}
+    return InformedHAGAN(recipe, torch.eye(2, 8), start)
+
+
+def test_generator_loss_is_hagan_s_less_the_weighted_bound():
+    losses = {}
+    for weight in (0.0, 2.0):
+        torch.manual_seed(5)
+        model = informed(weight)
+        torch.manual_seed(5)
+        losses[weight] = model.generator_loss(4, 8, None)
+        torch.manual_seed(5)
+        assert weight or torch.isclose(losses[weight], HAGAN.generator_loss(model, 4, 8, None))
+        torch.manual_seed(5)
+        z = torch.randn(4, 8)
+        bound = model.bound(z, model.generate(z, 8)[1])
+    assert torch.isclose(losses[0.0] - losses[2.0], 2 * bound, rtol=1e-4, atol=1e-5)
+
+
+def test_training_with_the_term_raises_the_bound():
+    bounds = {}
+    for weight in (0.0, 3.0):
+        model = informed(weight)
+        z = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(2)
+        batch = dict(x=torch.rand(4, 1, 32, 32, 32) * 2 - 1, measures=torch.randn(4, 2))
+        for step in range(20):
+            torch.manual_seed(step)
+            model.step(batch)
+        with torch.no_grad():
+            bounds[weight] = float(model.bound(z, model.generate(z, 0)[1]))
+    assert bounds[3.0] > bounds[0.0] + 0.05
+
+
+def test_explorer_redraws_within_its_time_and_shows_what_it_generates(monkeypatch):
+    monkeypatch.setenv("MEDSYNTH_HEADLESS", "1")
+    nets = networks(32, 8, 2, 0.25)
+    view = LatentView(
+        lambda z: sample(nets["G^A"], nets["G^H"], z), torch.zeros(8), ["a", "b"], torch.eye(2, 8), torch.ones(3)
+    )
+    used = []
+    for _ in range(5):  # the processor's time: others may be using the machine
+        began = time.process_time()
+        view.move([1.0, 1.0]), view.png()
+        used.append(time.process_time() - began)
+    assert min(used) < 0.3 and view.seconds_a_move() > 0
+    view.move([0.0, 0.0])
+    before = view.png()
+    volume = view.move([0.0, 3.0])
+    shown = view.images["axial"].get_array()
+    expected = sample(nets["G^A"], nets["G^H"], torch.tensor([[0.0, 3.0] + [0.0] * 6]))[0, 0]
+    assert torch.allclose(torch.from_numpy(volume), expected, atol=1e-6)
+    assert torch.allclose(torch.as_tensor(shown.data), expected[:, :, 16].T, atol=1e-6) and view.png() != before
+    assert len(explore_latent(view, "toy").axes) == 2 * 6
+    plt.close("all")
+
+
+def test_walk_figure_shows_the_slice_with_the_largest_mask():
+    volume = torch.zeros(8, 8, 8)
+    volume[:, :, 5] = 1
+    mask = torch.zeros(8, 8, 8, dtype=torch.bool)
+    mask[2:5, 2:5, 5] = True
+    figure = walk_figure(
+        [("toy", "axial", [(volume, mask, "10 %")] * 2)], torch.tensor([1.0, 2.0, 3.0]), (0, 1), "lime", "t"
+    )
+    assert figure.axes[0].images[0].get_array().min() == 1 and figure.axes[0].get_aspect() == 2
+    assert [axis.get_xlabel() for axis in figure.axes] == ["10 %"] * 2
+    plt.close("all")
