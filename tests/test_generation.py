@@ -81,7 +81,7 @@ def test_samples_come_from_the_running_mean_where_there_is_one():
                   encoder=True, average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3)  # fmt: skip
     torch.manual_seed(0)
     networks, z = HAGAN(recipe).networks, torch.randn(3, 4)
-    assert torch.allclose(generate(networks, z), generate(networks, z, average=False), atol=1e-5)  # a fresh mean is a copy
+    assert torch.allclose(generate(networks, z), generate(networks, z, average=False), atol=1e-5)
     torch.nn.init.zeros_(networks["mean G^H"].last.weight)
     torch.nn.init.constant_(networks["mean G^H"].last.bias, 0.5)
     assert torch.allclose(generate(networks, z, batch=2), torch.full((3, 1, 32, 32, 32), 0.5).tanh())
