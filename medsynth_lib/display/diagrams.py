@@ -1,4 +1,4 @@
-"""The adaptation paper's schematic figures, redrawn."""
+"""Schematic figures of the two papers, redrawn."""
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -90,5 +90,61 @@ def adaptation_framework():
     arrow(axis, (7.7, 0.9), (8.75, 1.58))
     axis.text(10.35, 1.9, "$L_{ada}=D_{KL}(P(Y_s)\\,||\\,P(\\hat Y_t))$\n(lessons 03 and 04)", fontsize=8, va="center")
     axis.set(xlim=(0.2, 12.6), ylim=(0.3, 3.5))
+    axis.axis("off")
+    return figure
+
+
+def hagan_training(size=256, depth=32, latent=1024, c=32):
+    """HA-GAN's data flow in training (its Fig. 1) with the shapes of a size: channels x slices x rows x columns."""
+    quarter = size // 4
+    figure, axis = plt.subplots(figsize=(13, 5.4), layout="constrained")
+    boxes = [
+        (0.9, 4.2, f"code z\n{latent}", SHARED, 1.1),
+        (2.6, 4.2, "$G^A$", MODEL, 0.8),
+        (4.5, 4.2, f"features A\n{2 * c} x {quarter}³", SHARED, 1.6),
+        (6.6, 5.2, "$G^L$", MODEL, 0.8),
+        (6.6, 3.2, f"$S^L(A; r)$: $A_r$\n{2 * c} x {depth // 4} x {quarter}²", SHARED, 1.7),
+        (8.5, 3.2, "$G^H$", MODEL, 0.8),
+        (10.5, 5.2, f"small whole $\\hat X^L$\n{quarter}³", TARGET, 1.8),
+        (10.5, 3.2, f"sub-volume $\\hat X^H_r$\n{depth} x {size}²", TARGET, 1.8),
+        (12.6, 5.2, "$D^L$", MODEL, 0.8),
+        (12.6, 3.2, "$D^H$", MODEL, 0.8),
+        (10.5, 1.6, f"$S^H(X^H; r)$\n{depth} x {size}²", SOURCE, 1.8),
+        (10.5, 6.4, f"real $X^L$, {quarter}³", SOURCE, 1.8),
+        (8.3, 0.5, f"real volume $X^H$\n{size}³", SOURCE, 1.7),
+        (6.1, 0.5, f"{size // depth} sub-volumes\n$S^H(X^H; T_v)$", SOURCE, 1.6),
+        (4.3, 0.5, "$E^H$", MODEL, 0.8),
+        (2.5, 0.5, f"$\\hat A$\n{2 * c} x {quarter}³", SHARED, 1.3),
+        (0.9, 0.5, "$E^G$", MODEL, 0.8),
+    ]
+    for x, y, text, colour, width in boxes:
+        box(axis, x, y, text, colour, width)
+    arrows = [
+        ((1.5, 4.2), (2.15, 4.2), ""),
+        ((3.05, 4.2), (3.65, 4.2), ""),
+        ((5.35, 4.45), (6.15, 5.15), ""),
+        ((5.35, 3.95), (5.7, 3.4), ""),
+        ((7.5, 3.2), (8.05, 3.2), ""),
+        ((7.05, 5.2), (9.55, 5.2), "eq. 2"),
+        ((8.95, 3.2), (9.55, 3.2), "eq. 3"),
+        ((11.45, 5.2), (12.15, 5.2), "eq. 5"),
+        ((11.45, 3.2), (12.15, 3.2), "eq. 4"),
+        ((11.45, 1.7), (12.5, 2.84), ""),
+        ((11.45, 6.3), (12.5, 5.56), ""),
+        ((9.2, 0.7), (10.1, 1.24), ""),
+        ((7.4, 0.5), (6.95, 0.5), ""),
+        ((5.25, 0.5), (4.75, 0.5), ""),
+        ((3.85, 0.5), (3.2, 0.5), ""),
+        ((1.8, 0.5), (1.35, 0.5), ""),
+    ]
+    for start, end, text in arrows:
+        arrow(axis, start, end, text)
+    arrow(axis, (0.9, 0.86), (0.9, 3.84), "", dashed=True)
+    arrow(axis, (4.3, 0.86), (8.2, 2.84), "", dashed=True)
+    note = dict(fontsize=8, va="center")
+    axis.text(1.0, 2.4, "$\\hat Z$: recovered through\nboth branches, eq. 7", **note)
+    axis.text(5.2, 1.55, "one sub-volume from its\nown features, eq. 6", ha="right", **note)
+    axis.text(13.1, 3.2, "+ r", **note)
+    axis.set(xlim=(0.2, 13.6), ylim=(0, 6.85))
     axis.axis("off")
     return figure
