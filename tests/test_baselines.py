@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from medsynth_lib.models import baselines as models
-from medsynth_lib.training import baselines
 from medsynth_lib.training.baselines import ALGORITHMS, gradient_penalty
 from medsynth_lib.training.loop import fit
 

@@ -224,13 +224,9 @@ def test_the_allocator_agrees():
 def test_a_gpu_allocates_what_is_planned(build, setting):
     """Within 10 % of max_memory_allocated, in single precision; workspaces of cuDNN are part of the difference."""
     planned = account(functools.partial(training, build, setting))
-    before = torch.cuda.memory_allocated()
-    with torch.device("cuda"):
-        made = training(build, setting)
-        made.step()
-        torch.cuda.reset_peak_memory_stats()
-        made.step()
-    assert abs((torch.cuda.max_memory_allocated() - before) / planned.peak - 1) < 0.1
+    found = memory.measured(functools.partial(training, build, setting))
+    assert abs(found["allocated"] / planned.peak - 1) < 0.1
+    assert found["allocated"] <= found["reserved"] <= found["driver"]
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The networks that HA-GAN is compared with (Sun et al., section IV): WGAN, VAE-GAN, alpha-GAN and Progressive GAN in 3D.
 
-Published, at 64^3: Kwon et al. 2019 (its reference [6]), whose four doublings 512-256-128-64-1 the first three share; latent 1000,
-batch norm, strided critics with 4-voxel kernels. Sun et al. run them up to 256^3 and do not say how they grow. Ours, one rule for
-every size: the finest level keeps ``width`` channels, each coarser one has twice as many up to ``widest``, and a doubling of the
-size adds one level. ``width`` 64 keeps the published layers and adds 512-512 blocks at 4^3; 64 * 64 / S goes on halving instead.
+Published, at 64^3: Kwon et al. 2019 (its reference [6]), whose four doublings 512-256-128-64-1 the first three share; latent
+1000, batch norm, strided critics with 4-voxel kernels. Sun et al. run them up to 256^3 and do not say how they grow. Ours, one
+rule for every size: the finest level keeps ``width`` channels, each coarser one has twice as many up to ``widest``, and a
+doubling of the size adds one level. ``width`` 64 keeps the published layers and adds 512-512 blocks at 4^3; 64 * 64 / S goes on
+halving instead.
 Progressive GAN (Karras et al. 2018) is published in 2D; the 3D form and its width of 16 at the finest level are ours.
 """
 
@@ -27,7 +28,7 @@ def widths(size, width=64, widest=512):
 
 
 class Generator(nn.Module):
-    """Codes (b, latent) to volumes (b, 1, S, S, S) in [-1, 1]: 4^3, then [nearest x 2, conv3, batch norm, ReLU], last one tanh."""
+    """Codes (b, latent) to volumes (b, 1, S, S, S) in [-1, 1]: 4^3, [nearest x 2, conv3, batch norm, ReLU], last tanh."""
 
     def __init__(self, size=64, latent=1000, width=64, widest=512):
         super().__init__()
@@ -93,7 +94,7 @@ class GaussianEncoder(nn.Module):
 
 
 class EqualConv3d(nn.Conv3d):
-    r"""A convolution whose weights are N(0, 1) and scaled by $\sqrt{2/n}$ (He) at every use, n inputs: equalised learning rate."""
+    r"""A convolution whose weights are N(0, 1) and scaled by $\sqrt{2/n}$ (n inputs) at every use: equalised learning rate."""
 
     def __init__(self, c_in, c_out, kernel, padding=0):
         super().__init__(c_in, c_out, kernel, padding=padding)

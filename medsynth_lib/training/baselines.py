@@ -21,7 +21,7 @@ ENCODER_WEIGHT, GENERATOR_WEIGHT = 10.0, 20.0  # of VAE-GAN's reconstruction, in
 
 
 def gradient_penalty(critic, real, fake):
-    r"""$(\|\nabla_{\hat x} D(\hat x)\|_2 - 1)^2$ at $\hat x = u x + (1 - u) \tilde x$, u uniform, one a sample (Gulrajani 2017)."""
+    r"""$(\|\nabla_{\hat x} D(\hat x)\|_2 - 1)^2$ at $\hat x = u x + (1 - u) \tilde x$, u uniform (Gulrajani et al. 2017)."""
     u = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
     between = (u * real + (1 - u) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
@@ -36,6 +36,7 @@ class WGAN:
     """
 
     reads = ("x",)
+    published = dict(latent=1000, width=64, widest=512)
     betas = (0.9, 0.999)  # Adam's; Kwon et al. leave the defaults
 
     def __init__(self, recipe):
@@ -200,6 +201,7 @@ class ProgressiveGAN(WGAN):
     batches at small stages. Until `learning_rate` has been asked, the last stage is trained, which sets the memory.
     """
 
+    published = WGAN.published | dict(width=16)  # ours in 3D
     betas = (0.0, 0.99)
     progress = 1.0  # share of the training that is done
 
