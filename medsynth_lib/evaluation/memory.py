@@ -534,7 +534,8 @@ def checkpoint_blocks(network):
         if is_list and any(map(list, map(nn.Module.children, block.children()))):
             count += checkpoint_blocks(block)
         else:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            both = lambda: (contextlib.nullcontext(), AutocastOfGPU())  # noqa: E731 - the second pass is not in `set_precision`'s
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=both)
             count += 1
     return count
 
