@@ -1,6 +1,7 @@
 """Memory: the accountant against numbers worked out by hand and against real steps, conservation, the planner, HA-GAN's gates."""
 
 import functools
+import inspect
 import sys
 
 import numpy as np
@@ -10,8 +11,21 @@ from monai.networks.nets import SegResNet, UNet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from medsynth_lib.course import artefacts
 from medsynth_lib.evaluation import memory
-from medsynth_lib.evaluation.memory import MIB, Account, Setting, Training, account, hagan, phase, plan, training
+from medsynth_lib.evaluation.memory import (
+    MIB,
+    Account,
+    Setting,
+    Training,
+    account,
+    baseline,
+    hagan,
+    phase,
+    plan,
+    training,
+)
+from medsynth_lib.evaluation.work import attainable, work
 from medsynth_lib.models import hagan_lean
 
 FLOAT = 4  # bytes
@@ -32,6 +46,10 @@ def small_hagan(size=32, sub_volume=1 / 8, lean=False):
 
 def small_lean(size=32):
     return small_hagan(size, lean=True)
+
+
+def wgan(size=16, fused=False):
+    return baseline("WGAN", size, latent=8, width=4, widest=8, fused=fused)
 
 
 def trained(network, x, optimiser=torch.optim.Adam):
@@ -176,6 +194,7 @@ PAIRS = {
     "UNet 24, half the slices": (unet, Setting(24, 2, sub_volume=0.5)),
     "HA-GAN 32": (small_hagan, Setting(32, 2)),
     "HA-GAN 32, lean": (small_lean, Setting(32, 1)),
+    "WGAN 16, whose penalty is differentiated twice": (wgan, Setting(16, 2)),
 }
 
 
@@ -189,6 +208,21 @@ def test_fake_steps_hold_what_real_ones_do(name):
     assert fake.kept == real.kept == 0
     constants = sum(v.nbytes for v in vars(hagan_lean).values() if isinstance(v, torch.Tensor))  # of a module: they stay
     assert fake.leaked <= constants
+
+
+PIX2PIX = dict(algorithm="pix2pix", width=2, loss="l1", learning_rate=1e-3, spatial=0.5, intensity=0.0, batch_size=1)
+BRAIN = {"x": torch.zeros(2, 16, 16, 12), "y": torch.zeros(1, 16, 16, 12), "mask": torch.ones(1, 16, 16, 12) > 0}
+
+
+def test_an_algorithm_of_given_samples():
+    """Its volumes are no cubes, and its network is moved to another memory layout when it is made."""
+    build = lambda: artefacts.ALGORITHMS["pix2pix"][0](PIX2PIX)  # noqa: E731
+    make = functools.partial(training, build, Setting(None, 2), sample=BRAIN)
+    fake, real = account(make), account(make, fake=False)
+    assert fake.peak == pytest.approx(real.peak, rel=0.03) and fake.kept == 0
+    assert fake.parts["inputs"] == 2 * sum(v.nbytes for v in BRAIN.values())
+    with pytest.raises(ValueError, match="no setting that would make it 32"):
+        plan(build, 32, sample=BRAIN)
 
 
 def allocated(make):
@@ -224,13 +258,9 @@ def test_the_allocator_agrees():
 def test_a_gpu_allocates_what_is_planned(build, setting):
     """Within 10 % of max_memory_allocated, in single precision; workspaces of cuDNN are part of the difference."""
     planned = account(functools.partial(training, build, setting))
-    before = torch.cuda.memory_allocated()
-    with torch.device("cuda"):
-        made = training(build, setting)
-        made.step()
-        torch.cuda.reset_peak_memory_stats()
-        made.step()
-    assert abs((torch.cuda.max_memory_allocated() - before) / planned.peak - 1) < 0.1
+    found = memory.measured(functools.partial(training, build, setting))
+    assert abs(found["allocated"] / planned.peak - 1) < 0.1
+    assert found["allocated"] <= found["reserved"] <= found["driver"]
 
 
 # -- the report ----------------------------------------------------------------------------------------------------------------
@@ -280,13 +310,40 @@ def test_levers_of_the_planner():
     assert plan(segresnet, 32, 2, checkpointing=True).parts["activations"] < 0.8 * base.parts["activations"]
     assert plan(segresnet, 32, 2, "16-bit").peak < 0.6 * base.peak
     assert plan(segresnet, 32, 2, sub_volume=0.5).parts["inputs"] == base.parts["inputs"] / 2
-    assert plan(segresnet, 32, 2, "bf16 autocast").parts["parameters"] == base.parts["parameters"]
+    half = plan(segresnet, 32, 2, "bf16 autocast")
+    assert half.parts["parameters"] == base.parts["parameters"]
+    assert plan(segresnet, 32, 2, "bf16 autocast", checkpointing=True).peak < half.peak
 
 
 @pytest.mark.parametrize("precision", memory.PRECISIONS[1:])
 def test_hagan_in_other_precisions(precision):
     report = plan(small_hagan, 32, 1, precision)
     assert report.kept == 0 and report.peak > report.parts["parameters"] > 0
+
+
+def test_levers_of_the_lean_form_alone():
+    """Each does what it is named after: half of the moments; fewer activations; no up-sampled tensor in G^H."""
+    small = functools.partial(hagan, latent=16, c=4)
+    reports = {levers: plan(functools.partial(small, levers=levers), 32) for levers in ((), ("optimiser state",))}
+    plain, leaner = (report.parts["optimiser state"] for report in reports.values())
+    assert leaner == pytest.approx(plain / 2, rel=1e-3)
+    fused = plan(functools.partial(small, levers=("up-sampling",)), 32)
+    both = plan(functools.partial(small, levers=("up-sampling", "activations")), 32)
+    stored = [r.layers.filter(like="G^H", axis=0)["most"].sum() for r in (reports[()], fused)]
+    assert stored[1] < 0.8 * stored[0]
+    assert both.timeline["activations"].max() < 0.8 * fused.timeline["activations"].max()
+
+
+def test_baselines_see_whole_volumes():
+    """Eight times the voxels, eight times the activations; and fused up-sampling takes the largest of them away."""
+    small, large = (plan(wgan, size, batch=2) for size in (16, 32))
+    assert list(large.phases.index) == ["D", "G"]
+    assert large.timeline["activations"].max() == pytest.approx(8 * small.timeline["activations"].max(), rel=0.1)
+    fused = plan(functools.partial(wgan, fused=True), 32, batch=2)
+    assert fused.phases["peak"]["G"] < 0.8 * large.phases["peak"]["G"]
+    assert fused.parts["parameters"] == large.parts["parameters"]
+    weights = sum(p.numel() for n in wgan(32).networks.values() for p in n.parameters())
+    assert large.parts["parameters"] == weights * FLOAT
 
 
 def test_requests_that_make_no_sense():
@@ -327,6 +384,101 @@ def test_out_of_memory_becomes_advice(plain_plan):
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
 
 
+class Data(list):
+    contract = type("Contract", (), {"require": lambda self, other: None})()
+
+
+@pytest.fixture
+def failing(monkeypatch, tmp_path):
+    """train_or_load, whose training ends in an error; plans are those of `by_setting`, but every network is really made."""
+
+    def by_setting(build, size, batch, sub_volume=None, checkpointing=False, precision="fp32", sample=None):
+        given = {k: v for k, v in dict(size=size, sub_volume=sub_volume).items() if k in inspect.signature(build).parameters}
+        with torch.device("meta"):
+            algorithm = build(**given)
+        share = (sub_volume or 1) / (4 if algorithm.recipe.get("lean") else 1)
+        return type("Report", (), {"peak": 2**40 * batch * share * ((size or 64) / 64) ** 3})
+
+    def train(error, recipe, sample=None):
+        monkeypatch.setattr(artefacts, "cache_folder", lambda name: tmp_path)
+        monkeypatch.setattr(artefacts, "artefact_key", lambda *a: "key")
+        monkeypatch.setattr(artefacts.loop, "fit", lambda *a, **k: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(memory, "plan", by_setting)
+        data = Data([sample])
+        artefacts.train_or_load("test", recipe | dict(steps=1, seed=0, validate_every=1), data, data)
+
+    return train
+
+
+SMALL = dict(latent=8, learning_rate=1e-3, batch_size=2)
+HAGAN = dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, classes=0, loss="public", start="aligned", low_branch=True,
+             encoder=True, average=0.999, lean=False, channels_last=False, checkpoint=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe, sample, levers", [
+    (SMALL | HAGAN, None, ["batch 1, fp32, sub-volume 0.25", "sub-volume 0.125", "32^3, batch 2", "lean form"]),
+    (SMALL | dict(algorithm="alpha-GAN", size=64, width=2, widest=8), None, ["64^3, batch 1", "32^3, batch 2"]),
+    (PIX2PIX | dict(batch_size=2), BRAIN, ["batch 1, fp32, volumes as they are", "bf16 autocast", "checkpointing"]),
+])  # fmt: skip
+def test_the_course_explains_that_memory_ran_out(failing, recipe, sample, levers):
+    """Whatever is trained: the same kind of error, with a line for each lever, and the first error as its cause."""
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(torch.OutOfMemoryError, match="Out of memory: the device has") as caught:
+        failing(error, recipe, sample)
+    assert caught.value.__cause__ is error
+    for lever in levers:
+        assert lever in str(caught.value)
+
+
+def test_other_errors_of_a_training_are_left_alone(failing):
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ") as caught:
+        failing(error, SMALL | HAGAN)
+    assert caught.value is error
+
+
+def test_advice_on_a_step_that_cannot_be_planned():
+    """Its course depends on values: no line, but a word about it."""
+
+    class Choosing:
+        reads, networks, optimisers = ("x",), {}, {}
+
+        def step(self, batch):
+            return batch["x"][batch["x"] > 0].sum()
+
+    text = memory.advice(MemoryError(), Choosing, Setting(None, 2), 2**30, sample={"x": torch.zeros(4)})
+    assert "cannot be planned" in text
+
+
+# -- arithmetic and traffic ----------------------------------------------------------------------------------------------------
+
+
+def test_work_by_hand():
+    """8 -> 4 on a batch of 3: a product forward and one backward, for the weights; a view moves nothing."""
+    products = work(lambda: trained(nn.Linear(8, 4, bias=False), torch.rand(3, 8), optimiser=None))
+    assert products["flop"].to_dict() == {"forward": 2 * 3 * 8 * 4, "backward": 2 * 3 * 8 * 4}
+    x, y = torch.rand(10, 10), torch.rand(100)
+
+    def step():
+        with phase("sum"):
+            return x.view(100) + y
+
+    moved = work(lambda: Training(step, {}, {}, {}))
+    assert moved.loc["sum", ["flop", "bytes"]].tolist() == [0, 3 * 400]
+
+
+def test_work_of_a_hagan_step():
+    """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
+    cost = work(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
+    assert cost["flop"].sum() == pytest.approx(1556e9, rel=0.03)
+    assert (cost.loc[["D", "G", "E^H", "E^G"], "intensity"] > 1).all()
+
+
+def test_roofline():
+    assert attainable(2.0, 100.0, 10.0) == 20 and attainable(50.0, 100.0, 10.0) == 100
+    assert attainable(np.array([1.0, 1e9]), 100.0, 10.0).tolist() == [10, 100]
+
+
 def test_command_line(capsys):
     network = "tests.test_memory:segresnet" if __name__.startswith("tests.") else f"{__name__}:segresnet"
     assert memory.main([network, "--size", "8", "16", "--layers", "3"]) == 0
@@ -334,6 +486,9 @@ def test_command_line(capsys):
     assert "16^3, batch 1: peak" in text and "optimiser" in text and "layer" in text
     assert memory.main(["UNet", "channels=(4,8)", "strides=(2,)", "--size", "8", "--checkpointing"]) == 0
     assert memory.main(["NoSuchNet"]) == 2 and "neither HA-GAN" in capsys.readouterr().err
+    small = ["latent=8", "width=2", "widest=8", "--size", "8"]
+    assert memory.main(["alpha-GAN", *small]) == 0 and "8^3, batch 1: peak" in capsys.readouterr().out
+    assert memory.main(["WGAN", *small, "--sub-volume", "0.5"]) == 2 and "no setting" in capsys.readouterr().err
     assert memory.main(["HA-GAN", "depth=3"]) == 2 and "takes no depth" in capsys.readouterr().err
 
 

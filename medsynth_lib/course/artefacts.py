@@ -5,6 +5,7 @@ history.csv, environment.json. Its name ends in a key made of recipe, data, cont
 changed number is another artefact, and shipped weights outlive commits that do not change the mathematics.
 """
 
+import functools
 import hashlib
 import json
 import platform
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 import yaml
 from lightning_fabric import Fabric
@@ -23,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from medsynth_lib.course.profiles import notebooks_folder
 from medsynth_lib.data.cubes import CubeContract
 from medsynth_lib.data.preprocess import Contract
+from medsynth_lib.evaluation import memory
 from medsynth_lib.files import atomic, cache_folder
-from medsynth_lib.training import hagan, loop, pix2pix, segmentation, svae
+from medsynth_lib.training import baselines, hagan, loop, pix2pix, segmentation, svae
 
 ALGORITHMS = {
     "pix2pix": (pix2pix.Pix2Pix, pix2pix.VERSION),
@@ -32,8 +35,9 @@ ALGORITHMS = {
     "segmentation": (segmentation.Segmenter, segmentation.VERSION),
     "structures": (segmentation.StructureSegmenter, segmentation.STRUCTURES_VERSION),
     "hagan": (hagan.HAGAN, hagan.VERSION),
+    **{name: (make, baselines.VERSION) for name, make in baselines.ALGORITHMS.items()},
 }
-OF_CUBES = ("structures", "hagan")
+OF_CUBES = ("structures", "hagan", *baselines.ALGORITHMS)
 
 
 @dataclass
@@ -62,8 +66,8 @@ def train_or_load(name, recipe, train, tune, fabric=None):
             algorithm reads; everything in it is part of the key.
         train, tune: PairedVolumes, or Cubes, of one contract.
 
-    An interrupted training goes on from its checkpoint at the next call. Raises ValueError for a damaged artefact, naming
-    the folder to delete.
+    An interrupted training goes on from its checkpoint at the next call. Where memory runs out, the error says what to change.
+    Raises ValueError for a damaged artefact, naming the folder to delete.
     """
     train.contract.require(tune.contract)
     fabric = fabric or default_fabric()
@@ -79,9 +83,35 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     torch.manual_seed(recipe["seed"])
     algorithm = make(recipe)
     settings = {k: recipe[k] for k in ("steps", "seed", "batch_size", "validate_every")}
-    loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)
+    try:
+        loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)
+    except (RuntimeError, MemoryError) as error:
+        text = memory_advice(error, recipe, train[0], fabric.device) if memory.is_out_of_memory(error) else None
+        if text is None:
+            raise
+        raise type(error)(text) from error
     save(folder, algorithm, recipe, train.contract, fabric.device, time.perf_counter() - began)
     return load(folder, "trained now", fabric.device)
+
+
+def memory_advice(error, recipe, sample, device):
+    """The planner's advice after an out-of-memory error in the training of a recipe; ``sample``: one of the data set."""
+    make, _ = ALGORITHMS[recipe["algorithm"]]
+    on_gpu = device.type == "cuda"
+    available = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
+    batch = recipe["batch_size"]
+    if recipe["algorithm"] == "hagan":
+
+        def build(size, sub_volume, **lean):
+            return make(recipe | dict(size=size, fraction=sub_volume) | lean)
+
+        others = [] if recipe["lean"] else [("lean form", functools.partial(build, lean=True))]
+        setting = memory.Setting(recipe["size"], batch, sub_volume=recipe["fraction"])
+        return memory.advice(error, build, setting, available, others)
+    if recipe["algorithm"] in CUBES:
+        build = lambda size: make(recipe | dict(size=size))  # noqa: E731
+        return memory.advice(error, build, memory.Setting(recipe["size"], batch), available)
+    return memory.advice(error, lambda: make(recipe), memory.Setting(None, batch), available, sample=sample)
 
 
 def default_fabric():

@@ -2,6 +2,7 @@
 
     python -m medsynth_lib.evaluation.memory SegResNet --size 128 --batch 2 --precision bf16
     python -m medsynth_lib.evaluation.memory HA-GAN lean=True --size 64 128 256 --batch 1 2 4
+    python -m medsynth_lib.evaluation.memory alpha-GAN --size 64 128 256
     python -m medsynth_lib.evaluation.memory package.module:function --checkpointing
 
 The accountant runs the real step on fake tensors, which have shapes but no data. A dispatch mode sees every operation below
@@ -21,6 +22,7 @@ import sys
 import warnings
 import weakref
 from dataclasses import asdict, dataclass, replace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -89,17 +91,7 @@ class Account(TorchDispatchMode):
             storage = self.see(tensor, layer, now)
             if storage.moment < now and storage.part == "temporaries":
                 storage.part = "activations"
-        try:
-            out = func(*args, **kwargs or {})
-        except (
-            DataDependentOutputException,
-            DynamicOutputShapeException,
-        ) as error:  # a number is read from a fake tensor: a drawn index, say
-            if func is not torch.ops.aten._local_scalar_dense.default:
-                raise ValueError(
-                    f"{func} needs real values, which fake tensors lack; keep it out of the step"
-                ) from error
-            out = True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
+        out = run(func, args, kwargs or {})
         for tensor in tensors(out):
             self.see(tensor, layer, now)
         return out
@@ -156,6 +148,16 @@ class Account(TorchDispatchMode):
     def total(self):
         """Bytes alive now."""
         return sum(storage.size for storage, _ in self.live.values())
+
+
+def run(func, args, kwargs):
+    """An operation. A number that is read from a fake tensor, such as a drawn index, is True, 1.0 or 0."""
+    try:
+        return func(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            raise ValueError(f"{func} needs real values, which fake tensors lack; keep it out of the step") from error
+    return True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
 
 
 def moment():
@@ -264,6 +266,19 @@ def report(events):
     )
 
 
+@contextlib.contextmanager
+def fake_tensors():
+    """Tensors made within have shapes but no data. ``network.to(...)`` exchanges parameters, which torch refuses for fake ones as
+    long as it remembers them itself: here they get the new one's storage.
+    """
+
+    def exchange(old, new):
+        old.data = new.data
+
+    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch.object(torch.utils, "swap_tensors", exchange):
+        yield
+
+
 def account(build, fake=True):
     """The Report of the second step of the Training that ``build()`` makes: from then on optimisers have their state.
 
@@ -275,7 +290,7 @@ def account(build, fake=True):
     warnings.filterwarnings(
         "ignore", "Accessing the data pointer of FakeTensor"
     )  # by deepcopy, of a network's parameters
-    with FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext(), Account() as ledger:
+    with fake_tensors() if fake else contextlib.nullcontext(), Account() as ledger:
         training = build()
         training.step()
         training.declare(ledger)
@@ -288,6 +303,23 @@ def account(build, fake=True):
         ledger.parameters.clear()
         gc.collect()
         return replace(result, kept=kept, leaked=ledger.total())
+
+
+def measured(build):
+    """What a GPU says of the second step of the Training that ``build()`` makes, in bytes: "allocated" by tensors and workspaces
+    at most, "reserved" by the allocator for them, and "driver": all that is in use on the card, its context and others included.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    with torch.device("cuda"):
+        training = build()
+        training.step()
+        torch.cuda.reset_peak_memory_stats()
+        training.step()
+    free, total = torch.cuda.mem_get_info()
+    allocated, reserved = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved()
+    return {"allocated": allocated, "reserved": reserved, "driver": total - free}
 
 
 # -- planner -------------------------------------------------------------------------------------------------------------------
@@ -303,12 +335,12 @@ FP32_ON_GPU = {F.interpolate, F.group_norm, F.layer_norm, F.softplus, torch.exp,
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be turned: edge of the volume in voxels, volumes in a batch, precision (one of ``PRECISIONS``), whether blocks
-    are computed again in the backward pass instead of stored, and the share of the slices that is trained on (None: the
-    network's own).
+    """What can be turned: edge of the volume in voxels (None: that of the samples given), volumes in a batch, precision (one of
+    ``PRECISIONS``), whether blocks are computed again in the backward pass instead of stored, and the share of the slices that is
+    trained on (None: the network's own).
     """
 
-    size: int
+    size: int | None
     batch: int = 1
     precision: str = "fp32"
     checkpointing: bool = False
@@ -317,7 +349,8 @@ class Setting:
     def __str__(self):
         extras = [f"sub-volume {self.sub_volume:g}"] if self.sub_volume else []
         extras += ["checkpointing"] if self.checkpointing else []
-        return ", ".join([f"{self.size}^3", f"batch {self.batch}", self.precision, *extras])
+        extras += [] if self.size else ["volumes as they are"]
+        return ", ".join([*([f"{self.size}^3"] if self.size else []), f"batch {self.batch}", self.precision, *extras])
 
 
 def plan(build, size, batch=1, precision="fp32", checkpointing=False, sub_volume=None, **task):
@@ -327,7 +360,7 @@ def plan(build, size, batch=1, precision="fp32", checkpointing=False, sub_volume
         build: returns an nn.Module, or an algorithm as `fit` trains them. It is given ``size``, ``batch`` and ``sub_volume``
             if it has parameters of these names; without ``sub_volume`` the planner cuts the input along its first axis.
         size, batch, precision, checkpointing, sub_volume: see `Setting`.
-        task: of an nn.Module, see `supervised`.
+        task: of an nn.Module, see `supervised`; of an algorithm ``sample``, see `unsupervised`.
 
     Raises ValueError for an unknown precision, and where checkpointing finds no blocks.
     """
@@ -343,7 +376,12 @@ def training(build, setting, **task):
     with default_type(torch.bfloat16 if setting.precision == "16-bit" else torch.float32):
         made = build(**given)
     share = 1.0 if "sub_volume" in given else setting.sub_volume or 1.0
-    result = supervised(made, setting, share, **task) if isinstance(made, nn.Module) else unsupervised(made, setting)
+    if isinstance(made, nn.Module):
+        result = supervised(made, setting, share, **task)
+    elif share != 1 or setting.size and "size" not in given:
+        raise ValueError(f"{type(made).__name__} has no setting that would make it {setting}")
+    else:
+        result = unsupervised(made, setting, task.get("sample"))
     if setting.checkpointing and not sum(map(checkpoint_blocks, result.networks.values())):
         raise ValueError("found no blocks to checkpoint: modules that hold layers, below the network itself")
     for network in result.networks.values():
@@ -376,11 +414,15 @@ def supervised(network, setting, share=1.0, channels=1, loss=F.l1_loss, optimise
     return Training(step, {"": network}, {"": adam}, inputs)
 
 
-def unsupervised(algorithm, setting):
-    """The Training of an algorithm of volumes "x" (batch, 1, size, size, size); each call of its ``update`` is a phase."""
-    batch = {"x": torch.rand(setting.batch, 1, *[setting.size] * 3)}
-    if "label" in algorithm.reads:
-        batch["label"] = torch.zeros(setting.batch, dtype=torch.long)
+def unsupervised(algorithm, setting, sample=None):
+    """The Training of an algorithm as `fit` trains them; each call of its ``update`` is a phase.
+
+    ``sample``: one of its data set, whose shapes count; else cubes "x" (1, size, size, size) and a number "label".
+    """
+    if sample is None:
+        sample = {"x": torch.zeros(1, *[setting.size] * 3), "label": torch.zeros((), dtype=torch.long)}
+    sample = {key: torch.as_tensor(sample[key]) for key in algorithm.reads}
+    batch = {key: torch.zeros(setting.batch, *value.shape, dtype=value.dtype) for key, value in sample.items()}
     update = getattr(algorithm, "update", None)
 
     def named(names, *args, **kwargs):
@@ -392,16 +434,48 @@ def unsupervised(algorithm, setting):
     return Training(lambda: algorithm.step(batch), algorithm.networks, algorithm.optimisers, batch)
 
 
-def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False):
-    """HA-GAN as the paper trains it, to be planned: ``plan(hagan, 256, batch=2)``."""
-    with (
-        _disable_current_modes()
-    ):  # not above, since training uses this file; and a module's constants must not be fake
+def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, levers=(), checkpoint=False):
+    """HA-GAN as the paper trains it, to be planned: ``plan(hagan, 256, batch=2)``.
+
+    ``levers``: parts of the lean form, alone: any of "up-sampling", "activations", "optimiser state".
+    """
+    with _disable_current_modes():  # a module's constants must not be fake
+        from medsynth_lib.models.hagan_lean import fuse_up_sampling, store_less
         from medsynth_lib.training.hagan import HAGAN
+        from medsynth_lib.training.hagan_lean import SecondMomentAdam
 
     recipe = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", start="aligned")
-    recipe |= dict(low_branch=True, encoder=True, average=0.999, lean=lean, channels_last=False, checkpoint=False)
-    return HAGAN(recipe | dict(learning_rate=1e-4))
+    recipe |= dict(low_branch=True, encoder=True, average=0.999, lean=lean, channels_last=False, checkpoint=checkpoint)
+    algorithm = HAGAN(recipe | dict(learning_rate=1e-4))
+    for name in algorithm.optimisers:
+        network = algorithm.networks[name]
+        if "up-sampling" in levers:
+            fuse_up_sampling(network)
+        if "activations" in levers:
+            store_less(network)
+        if "optimiser state" in levers:
+            algorithm.optimisers[name] = SecondMomentAdam(network.parameters(), 1e-4)
+    return algorithm
+
+
+BASELINES = ("WGAN", "VAE-GAN", "alpha-GAN", "Progressive GAN")
+
+
+def baseline(name, size=128, latent=None, width=None, widest=None, fused=False):
+    """One of ``BASELINES`` at a size, to be planned; None: as `medsynth_lib.training.baselines` has it.
+
+    ``fused``: up-sampling and convolution of the generator in one, as in HA-GAN's lean form.
+    """
+    with _disable_current_modes():
+        from medsynth_lib.models.hagan_lean import fuse_up_sampling
+        from medsynth_lib.training.baselines import ALGORITHMS
+
+    given = {k: v for k, v in dict(latent=latent, width=width, widest=widest).items() if v is not None}
+    make = ALGORITHMS[name]
+    algorithm = make(make.published | given | dict(size=size, learning_rate=1e-4))
+    if fused:
+        fuse_up_sampling(algorithm.networks["G"])
+    return algorithm
 
 
 @contextlib.contextmanager
@@ -460,7 +534,8 @@ def checkpoint_blocks(network):
         if is_list and any(map(list, map(nn.Module.children, block.children()))):
             count += checkpoint_blocks(block)
         else:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            both = lambda: (contextlib.nullcontext(), AutocastOfGPU())  # noqa: E731 - the second pass is not in `set_precision`'s
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=both)
             count += 1
     return count
 
@@ -499,22 +574,26 @@ def is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
 
 
-def advice(error, build, setting, memory, **task):
+def advice(error, build, setting, memory, others=(), **task):
     """What to change after an out-of-memory error, one lever at a time, as a text; None for any other error.
 
-    ``memory``: bytes of the card. Settings the network cannot take are left out.
+    ``memory``: bytes of the card. ``others``: further levers, (name, model-building function). Settings the network cannot take
+    are left out.
     """
     if not is_out_of_memory(error):
         return None
     levers = [replace(setting, batch=setting.batch // 2)] if setting.batch > 1 else []
     levers += [] if setting.checkpointing else [replace(setting, checkpointing=True)]
     levers += [replace(setting, precision="bf16 autocast")] if setting.precision == "fp32" else []
-    levers += [replace(setting, sub_volume=(setting.sub_volume or 1.0) / 2), replace(setting, size=setting.size // 2)]
+    levers += [replace(setting, sub_volume=(setting.sub_volume or 1.0) / 2)]
+    levers += [replace(setting, size=setting.size // 2)] if setting.size else []
     lines = []
-    for lever in [setting, *levers]:
+    for lever, name, make in [*((lever, "", build) for lever in [setting, *levers]), *((setting, *o) for o in others)]:
         with contextlib.suppress(ValueError, RuntimeError):
-            needs = on_a_card(plan(build, **asdict(lever), **task).peak)
-            lines.append(f"  {lever}: about {needs / GIB:.1f} GiB" + (", fits" if needs <= memory else ""))
+            needs = on_a_card(plan(make, **asdict(lever), **task).peak)
+            name = ", ".join(filter(None, [str(lever), name]))
+            lines.append(f"  {name}: about {needs / GIB:.1f} GiB" + (", fits" if needs <= memory else ""))
+    lines = lines or ["  none: this step cannot be planned, since its course depends on values"]
     return f"Out of memory: the device has {memory / GIB:.1f} GiB. Estimated needs:\n" + "\n".join(lines)
 
 
@@ -522,15 +601,20 @@ def advice(error, build, setting, memory, **task):
 
 
 def find(name, arguments):
-    """The model-building function of a name: "HA-GAN", package.module:function, or a class of monai.networks.nets."""
-    if name.upper().replace("-", "") == "HAGAN":
+    """The model-building function of a name: "HA-GAN", a baseline, package.module:function, or a class of monai.networks.nets."""
+    plain = {known.upper().replace("-", "").replace(" ", ""): known for known in ("HA-GAN", *BASELINES)}
+    known = plain.get(name.upper().replace("-", "").replace(" ", ""))
+    if known == "HA-GAN":
         return partial_of(hagan, arguments)
+    if known:
+        return partial_of(baseline, dict(name=known) | arguments)
     if ":" in name:
         module, function = name.split(":")
         return partial_of(getattr(importlib.import_module(module), function), arguments)
     nets = importlib.import_module("monai.networks.nets")
     if not hasattr(nets, name):
-        raise ValueError(f"{name!r} is neither HA-GAN nor package.module:function nor a network of monai.networks.nets")
+        raise ValueError(f"{name!r} is neither HA-GAN nor {', '.join(BASELINES)}, nor package.module:function, nor a network of "
+                         "monai.networks.nets")
     usual = {"spatial_dims": 3, "in_channels": 1, "out_channels": 1}
     known = inspect.signature(getattr(nets, name)).parameters
     return partial_of(getattr(nets, name), {k: v for k, v in usual.items() if k in known} | arguments)
@@ -561,7 +645,7 @@ def key_value(text):
 def main(arguments=None):
     """The command line; returns 0, or 2 for a request that makes no sense."""
     parser = argparse.ArgumentParser("python -m medsynth_lib.evaluation.memory", description=__doc__.split("\n")[0])
-    parser.add_argument("network", help="HA-GAN, a class of monai.networks.nets, or package.module:function")
+    parser.add_argument("network", help="HA-GAN, a baseline, a class of monai.networks.nets, or package.module:function")
     parser.add_argument("arguments", nargs="*", type=key_value, help="of the network: init_filters=16 lean=True ...")
     parser.add_argument(
         "--size", type=int, nargs="+", default=[128], help="edge of the volume in voxels; several: the largest"

@@ -272,15 +272,32 @@ def fork(a, start, stop):
 
 def make_lean(network):
     """Replace, in place, layers with their lean forms; names, parameters and buffers stay as they are."""
-    for module in network.modules():
-        children = list(module.named_children())
+    fuse_up_sampling(network)
+    store_less(network)
+
+
+def neighbours(network):
+    """Pairs of modules in a row: (parent, name of the first, first, name of the second, second)."""
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
         for (name, first), (after, second) in zip(children[:-1], children[1:], strict=True):
-            if isinstance(first, nn.Upsample) and type(second) is nn.Conv3d:
-                setattr(module, name, nn.Identity())
-                second.__class__ = UpConv3d
-            elif type(first) is nn.GroupNorm and isinstance(second, nn.ReLU):
-                setattr(module, after, nn.Identity())
-                first.__class__ = NormReLU
+            yield parent, name, first, after, second
+
+
+def fuse_up_sampling(network):
+    """Lever 1, in place, wherever a convolution follows on nearest x 2: for any network."""
+    for parent, name, first, _, second in neighbours(network):
+        if isinstance(first, nn.Upsample) and type(second) is nn.Conv3d:
+            setattr(parent, name, nn.Identity())
+            second.__class__ = UpConv3d
+
+
+def store_less(network):
+    """Levers 2 and 3, in place."""
+    for parent, _, first, after, second in neighbours(network):
+        if type(first) is nn.GroupNorm and isinstance(second, nn.ReLU):
+            setattr(parent, after, nn.Identity())
+            first.__class__ = NormReLU
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = Conv3d

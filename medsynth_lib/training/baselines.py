@@ -1,0 +1,246 @@
+"""Training of WGAN, VAE-GAN, alpha-GAN and Progressive GAN in 3D, one critic step a step each (Kwon et al. 2019, code: the same).
+
+All see whole volumes at every step, unlike HA-GAN: so their memory grows with S^3. Trained for comparison in another lesson;
+here their memory counts. Scores of critics are (b, 1); losses are means over the batch.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from medsynth_lib.models import baselines as models
+from medsynth_lib.training.hagan import bce
+from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.svae import gaussian_kl
+
+VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
+RECIPE_KEYS = ("size", "latent", "width", "widest", "learning_rate", "constant_until", "decay_until", "final_learning_rate",
+               "steps", "batch_size", "validate_every")  # fmt: skip
+PENALTY, DRIFT = 10.0, 0.001  # weights of the gradient penalty and, in Progressive GAN, of the critic's squared score
+RECOVERY = 10.0  # of alpha-GAN's L1
+ENCODER_WEIGHT, GENERATOR_WEIGHT = 10.0, 20.0  # of VAE-GAN's reconstruction, in the public code of Kwon et al.
+
+
+def gradient_penalty(critic, real, fake):
+    r"""$(\|\nabla_{\hat x} D(\hat x)\|_2 - 1)^2$ at $\hat x = u x + (1 - u) \tilde x$, u uniform (Gulrajani et al. 2017)."""
+    u = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+    between = (u * real + (1 - u) * fake).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    return ((gradient.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square().mean()
+
+
+class WGAN:
+    """Critic: D(fake) - D(real) + 10 x penalty; generator: -D(fake).
+
+    ``recipe`` keys: size, latent, width and widest (see `medsynth_lib.models.baselines`), learning_rate with its schedule.
+    Samples hold "x" (1, S, S, S) in [-1, 1].
+    """
+
+    reads = ("x",)
+    published = dict(latent=1000, width=64, widest=512)
+    betas = (0.9, 0.999)  # Adam's; Kwon et al. leave the defaults
+
+    def __init__(self, recipe):
+        self.recipe, self.networks = recipe, self.build(**{k: recipe[k] for k in ("size", "latent", "width", "widest")})
+        self.optimisers = {
+            name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=self.betas)
+            for name, network in self.networks.items()
+        }
+
+    def build(self, size, latent, width, widest):
+        return {
+            "G": models.Generator(size, latent, width, widest),
+            "D": models.Critic(size, 1, width, widest),
+        }
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        return batch
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self, batch):
+        """One update of each network on real volumes; returns their losses, detached."""
+        x = batch["x"]
+        return {
+            "d": self.update(("D",), lambda: self.critic_loss(x)),
+            "g": self.update(("G",), lambda: -self.score(self.sample(x)).mean()),
+        }
+
+    def update(self, names, loss):
+        """Compute a loss with only these networks in need of gradients, and take their step."""
+        for name in self.networks:
+            self.networks[name].requires_grad_(name in names)
+            self.optimisers[name].zero_grad(set_to_none=True)
+        value = loss()
+        self.backward(value)
+        for name in names:
+            self.optimisers[name].step()
+        return value.detach()
+
+    def noise(self, x):
+        return torch.randn(len(x), self.recipe["latent"], device=x.device)
+
+    def sample(self, x):
+        """As many fake volumes as there are real ones."""
+        return self.networks["G"](self.noise(x))
+
+    def score(self, x):
+        return self.networks["D"](x)
+
+    def critic_loss(self, x):
+        with torch.no_grad():
+            fake = self.sample(x)
+        return self.wasserstein(self.score, x, fake)
+
+    def wasserstein(self, critic, real, fake):
+        """What a critic minimises: minus its estimate of the Wasserstein distance, and the penalty."""
+        return critic(fake).mean() - critic(real).mean() + PENALTY * gradient_penalty(critic, real, fake)
+
+    def validate(self, batch):
+        """The critic's score of held-out volumes, and with an encoder the L1 error of their recovery."""
+        x = batch["x"]
+        scores = {"d_real": self.score(x).mean()}
+        return scores | ({"recovery_l1": F.l1_loss(self.recover(x), x)} if "E" in self.networks else {})
+
+
+class AlphaGAN(WGAN):
+    """alpha-WGAN: an encoder and a generator together, a critic of volumes, a critic C of codes (Kwon et al., section 2).
+
+    Encoder and generator: -D(G(z)) - D(G(E(x))) - C(E(x)) + 10 |x - G(E(x))|; the public code computes the term of C and leaves
+    it out. Critics as WGAN's: D has two kinds of fakes; C tells noise ("real") from codes of volumes ("fake").
+    """
+
+    def build(self, size, latent, width, widest):
+        encoder = models.Critic(size, latent, width, widest)
+        return super().build(size, latent, width, widest) | {"E": encoder, "C": models.CodeCritic(latent, 8 * widest)}
+
+    def step(self, batch):
+        x = batch["x"]
+        return {
+            "g": self.update(("G", "E"), lambda: self.generator_loss(x)),
+            "d": self.update(("D",), lambda: self.critic_loss(x)),
+            "c": self.update(("C",), lambda: self.code_loss(x)),
+        }
+
+    def generator_loss(self, x):
+        code = self.networks["E"](x)
+        again = self.networks["G"](code)
+        fooled = self.score(self.sample(x)).mean() + self.score(again).mean() + self.networks["C"](code).mean()
+        return RECOVERY * F.l1_loss(again, x) - fooled
+
+    def critic_loss(self, x):
+        with torch.no_grad():
+            fakes = self.sample(x), self.recover(x)
+        return sum(self.wasserstein(self.score, x, fake) for fake in fakes)
+
+    def code_loss(self, x):
+        with torch.no_grad():
+            code = self.networks["E"](x)
+        return self.wasserstein(self.networks["C"], self.noise(x), code)
+
+    def recover(self, x):
+        return self.networks["G"](self.networks["E"](x))
+
+
+class VAEGAN(WGAN):
+    """VAE-GAN (Larsen et al. 2015): the reconstruction is judged by the discriminator's features D_l, here those at 4^3.
+
+    Discriminator: cross-entropy of real, reconstructed and sampled volumes. Generator: 20 |D_l(x) - D_l(x')|^2 and to fool D by
+    both. Encoder: KL to N(0, I) + 10 |D_l(x) - D_l(x')|^2. Kwon et al. compare voxels instead of features, with these weights;
+    squares and KL are means over elements.
+    """
+
+    def build(self, size, latent, width, widest):
+        encoder = models.GaussianEncoder(size, latent, width, widest)
+        return super().build(size, latent, width, widest) | {"E": encoder}
+
+    def step(self, batch):
+        x = batch["x"]
+        return {
+            "d": self.update(("D",), lambda: self.critic_loss(x)),
+            "g": self.update(("G",), lambda: self.generator_loss(x)),
+            "e": self.update(("E",), lambda: self.encoder_loss(x)),
+        }
+
+    def critic_loss(self, x):
+        with torch.no_grad():
+            fakes = self.sample(x), self.networks["G"](self.draw(*self.networks["E"](x)))
+        return bce(self.score(x), True) + sum(bce(self.score(fake), False) for fake in fakes)
+
+    def generator_loss(self, x):
+        with torch.no_grad():
+            code = self.draw(*self.networks["E"](x))
+        again = self.networks["G"](code)
+        fooling = sum(bce(self.score(fake), True) for fake in (self.sample(x), again))
+        return GENERATOR_WEIGHT * self.likeness(again, x) + fooling
+
+    def encoder_loss(self, x):
+        posterior = self.networks["E"](x)
+        again = self.networks["G"](self.draw(*posterior))
+        return gaussian_kl(*posterior).mean() + ENCODER_WEIGHT * self.likeness(again, x)
+
+    def likeness(self, again, x):
+        with torch.no_grad():
+            wanted = self.networks["D"].features(x)
+        return F.mse_loss(self.networks["D"].features(again), wanted)
+
+    def draw(self, mean, log_variance):
+        return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+
+    def recover(self, x):
+        return self.networks["G"](self.networks["E"](x)[0])
+
+
+class ProgressiveGAN(WGAN):
+    """Progressive GAN (Karras et al. 2018) with WGAN's losses and a drift term 0.001 D(x)^2: stage by stage from 4^3 to S^3.
+
+    Every stage has an equal share of the training and fades in during its first half. Not here: its weight average, and larger
+    batches at small stages. Until `learning_rate` has been asked, the last stage is trained, which sets the memory.
+    """
+
+    published = WGAN.published | dict(width=16)  # ours in 3D
+    betas = (0.0, 0.99)
+    progress = 1.0  # share of the training that is done
+
+    def build(self, size, latent, width, widest):
+        return {
+            "G": models.GrowingGenerator(size, latent, width, widest),
+            "D": models.ShrinkingCritic(size, width, widest),
+        }
+
+    def learning_rate(self, step, steps):
+        self.progress = step / steps  # `fit` asks at every step, also after a resume
+        return super().learning_rate(step, steps)
+
+    def stage(self):
+        """Stage k and alpha, by progress."""
+        stages = len(self.networks["G"].to_image)
+        k = min(int(self.progress * stages), stages - 1)
+        return k, min(1.0, 2 * (self.progress * stages - k)) if k else 1.0
+
+    def at_stage(self, x):
+        """Real volumes as small as the stage, and fading in with it."""
+        k, alpha = self.stage()
+        x = F.avg_pool3d(x, x.shape[-1] // (4 << k))
+        return x if alpha == 1 else torch.lerp(models.twice(F.avg_pool3d(x, 2)), x, alpha)
+
+    def step(self, batch):
+        return super().step({"x": self.at_stage(batch["x"])})
+
+    def sample(self, x):
+        return self.networks["G"](self.noise(x), *self.stage())
+
+    def score(self, x):
+        return self.networks["D"](x, *self.stage())
+
+    def critic_loss(self, x):
+        return super().critic_loss(x) + DRIFT * self.score(x).square().mean()
+
+    def validate(self, batch):
+        return super().validate({"x": self.at_stage(batch["x"])})
+
+
+ALGORITHMS = {"WGAN": WGAN, "VAE-GAN": VAEGAN, "alpha-GAN": AlphaGAN, "Progressive GAN": ProgressiveGAN}
