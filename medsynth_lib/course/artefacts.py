@@ -108,8 +108,11 @@ def memory_advice(error, recipe, sample, device):
         others = [] if recipe["lean"] else [("lean form", functools.partial(build, lean=True))]
         setting = memory.Setting(recipe["size"], batch, sub_volume=recipe["fraction"])
         return memory.advice(error, build, setting, available, others)
-    if recipe["algorithm"] in CUBES:
-        build = lambda size: make(recipe | dict(size=size))  # noqa: E731
+    if recipe["algorithm"] in baselines.ALGORITHMS:
+
+        def build(size):
+            return make(recipe | dict(size=size))
+
         return memory.advice(error, build, memory.Setting(recipe["size"], batch), available)
     return memory.advice(error, lambda: make(recipe), memory.Setting(None, batch), available, sample=sample)
 
