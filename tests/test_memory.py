@@ -461,7 +461,8 @@ def test_work_by_hand():
 
     def step():
         with phase("sum"):
-            return x.view(100) + y
+            assert x.device.type  # a question, and reserved memory: nothing moves
+            return torch.empty_like(y), x.view(100) + y
 
     moved = work(lambda: Training(step, {}, {}, {}))
     assert moved.loc["sum", ["flop", "bytes"]].tolist() == [0, 3 * 400]
@@ -471,7 +472,8 @@ def test_work_of_a_hagan_step():
     """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
     cost = work(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
     assert cost["flop"].sum() == pytest.approx(1556e9, rel=0.03)
-    assert (cost.loc[["D", "G", "E^H", "E^G"], "intensity"] > 1).all()
+    lean = work(lambda: memory.unsupervised(functools.partial(hagan(128), lean=True), Setting(128, 2)))
+    assert lean["bytes"].sum() < cost["bytes"].sum()  # up-sampled tensors are never written
 
 
 def test_roofline():

@@ -89,7 +89,7 @@ def train_or_load(name, recipe, train, tune, fabric=None):
         text = memory_advice(error, recipe, train[0], fabric.device) if memory.is_out_of_memory(error) else None
         if text is None:
             raise
-        raise type(error)(text) from error
+        raise (MemoryError if isinstance(error, MemoryError) else RuntimeError)(text) from error
     save(folder, algorithm, recipe, train.contract, fabric.device, time.perf_counter() - began)
     return load(folder, "trained now", fabric.device)
 

@@ -13,7 +13,7 @@ import torch
 from medsynth_lib.course.artefacts import scan_identity, train_or_load
 from medsynth_lib.course.data import kind_of, lesson_volumes
 from medsynth_lib.data.atlas import STRUCTURES
-from medsynth_lib.data.cubes import CubeContract, Cubes, LabelledCubes, to_hu
+from medsynth_lib.data.cubes import CUBES_VERSION, CubeContract, Cubes, LabelledCubes, to_hu
 from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
@@ -38,8 +38,8 @@ def lesson_cubes(lesson, modality):
 
 def cached_cubes(cubes):
     """`Cubes` from a sharded cache whose name says which scans, prepared how."""
-    scans = [scan_identity(row, cubes) for _, row in cubes.frame.iterrows()]
-    key = hashlib.sha256(json.dumps([scans, asdict(cubes.contract)], sort_keys=True).encode()).hexdigest()[:16]
+    scans = [[row["subject"], *scan_identity(row, cubes)] for _, row in cubes.frame.iterrows()]
+    key = hashlib.sha256(json.dumps([scans, asdict(cubes.contract), CUBES_VERSION], sort_keys=True).encode()).hexdigest()[:16]
     return cubes.on_disk(cache_folder("cubes", key), key, jobs=torch.get_num_threads(), progress=not headless())
 
 

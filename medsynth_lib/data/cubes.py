@@ -20,6 +20,7 @@ from medsynth_lib.data.shards import build
 from medsynth_lib.data.subject import make_subject
 from medsynth_lib.files import DataError
 
+CUBES_VERSION = 1  # raise when the preparation below changes: cubes in the cache are then made anew
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
 LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
 

@@ -10,12 +10,15 @@ from torch.utils.flop_counter import flop_registry
 
 from medsynth_lib.evaluation.memory import ACTIVE, fake_tensors, run, tensors
 
+aten = torch.ops.aten
+MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
+
 
 class Work(TorchDispatchMode):
     """Counts each operation below autograd while active: ``counts[phase]`` is [FLOP, bytes].
 
     FLOP, two a multiply-add, are those of convolutions and matrix products. Bytes are every operation's inputs and outputs, once
-    each, as if nothing stayed in a cache between operations; views move nothing.
+    each, as if nothing stayed in a cache between operations; views, questions and memory that is only reserved move nothing.
     """
 
     def __init__(self):
@@ -36,7 +39,7 @@ class Work(TorchDispatchMode):
         count = self.counts.setdefault(self.phases[-1], [0, 0])
         if func._overloadpacket in flop_registry:
             count[0] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        if not func.is_view:
+        if tensors(out) and not func.is_view and func._overloadpacket not in MOVES_NOTHING:
             count[1] += sum(t.numel() * t.element_size() for t in tensors((args, kwargs, out)))
         return out
 
@@ -77,4 +80,5 @@ def measured_peaks(n=1024, repeats=3):
         return min(seconds)
 
     a, b, block = torch.rand(n, n), torch.rand(n, n), torch.rand(2**25)
-    return 2 * n**3 / best(lambda: a @ b), 2 * block.nbytes / best(block.clone)
+    target = torch.zeros_like(block)  # there already: a new block would be timed with its page faults
+    return 2 * n**3 / best(lambda: a @ b), 2 * block.nbytes / best(lambda: target.copy_(block))

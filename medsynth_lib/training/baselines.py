@@ -1,4 +1,7 @@
-"""Training of WGAN, VAE-GAN, alpha-GAN and Progressive GAN in 3D, one critic step a step each (Kwon et al. 2019, code: the same).
+"""Training of WGAN, VAE-GAN, alpha-GAN and Progressive GAN in 3D, one critic step a step each.
+
+The public code of Kwon et al. takes five steps of WGAN's generator and two of alpha-GAN's for one of the critic, and its VAE-GAN
+minimises log(1 - D(fake)); here every network takes one step, and VAE-GAN the non-saturating form.
 
 All see whole volumes at every step, unlike HA-GAN: so their memory grows with S^3. Trained for comparison in another lesson;
 here their memory counts. Scores of critics are (b, 1); losses are means over the batch.
@@ -15,7 +18,7 @@ from medsynth_lib.training.svae import gaussian_kl
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("size", "latent", "width", "widest", "learning_rate", "constant_until", "decay_until", "final_learning_rate",
                "steps", "batch_size", "validate_every")  # fmt: skip
-PENALTY, DRIFT = 10.0, 0.001  # weights of the gradient penalty and, in Progressive GAN, of the critic's squared score
+PENALTY = 10.0  # weight of the gradient penalty
 RECOVERY = 10.0  # of alpha-GAN's L1
 ENCODER_WEIGHT, GENERATOR_WEIGHT = 10.0, 20.0  # of VAE-GAN's reconstruction, in the public code of Kwon et al.
 
@@ -38,6 +41,7 @@ class WGAN:
     reads = ("x",)
     published = dict(latent=1000, width=64, widest=512)
     betas = (0.9, 0.999)  # Adam's; Kwon et al. leave the defaults
+    drift = 0.0  # weight of the squared score of real volumes
 
     def __init__(self, recipe):
         self.recipe, self.networks = recipe, self.build(**{k: recipe[k] for k in ("size", "latent", "width", "widest")})
@@ -95,9 +99,12 @@ class WGAN:
             fake = self.sample(x)
         return self.wasserstein(self.score, x, fake)
 
-    def wasserstein(self, critic, real, fake):
-        """What a critic minimises: minus its estimate of the Wasserstein distance, and the penalty."""
-        return critic(fake).mean() - critic(real).mean() + PENALTY * gradient_penalty(critic, real, fake)
+    def wasserstein(self, critic, real, *fakes):
+        """What a critic minimises: minus its estimate of the Wasserstein distance to each kind of fakes, and the penalties."""
+        of_real = critic(real)
+        distance = sum(of_real.mean() - critic(fake).mean() for fake in fakes)
+        penalty = sum(gradient_penalty(critic, real, fake) for fake in fakes)
+        return PENALTY * penalty - distance + self.drift * of_real.square().mean()
 
     def validate(self, batch):
         """The critic's score of held-out volumes, and with an encoder the L1 error of their recovery."""
@@ -134,7 +141,7 @@ class AlphaGAN(WGAN):
     def critic_loss(self, x):
         with torch.no_grad():
             fakes = self.sample(x), self.recover(x)
-        return sum(self.wasserstein(self.score, x, fake) for fake in fakes)
+        return self.wasserstein(self.score, x, *fakes)
 
     def code_loss(self, x):
         with torch.no_grad():
@@ -203,6 +210,7 @@ class ProgressiveGAN(WGAN):
 
     published = WGAN.published | dict(width=16)  # ours in 3D
     betas = (0.0, 0.99)
+    drift = 0.001
     progress = 1.0  # share of the training that is done
 
     def build(self, size, latent, width, widest):
@@ -235,9 +243,6 @@ class ProgressiveGAN(WGAN):
 
     def score(self, x):
         return self.networks["D"](x, *self.stage())
-
-    def critic_loss(self, x):
-        return super().critic_loss(x) + DRIFT * self.score(x).square().mean()
 
     def validate(self, batch):
         return super().validate({"x": self.at_stage(batch["x"])})
