@@ -472,7 +472,7 @@ def test_work_of_a_hagan_step():
     """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
     cost = work(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
     assert cost["flop"].sum() == pytest.approx(1556e9, rel=0.03)
-    lean = work(lambda: memory.unsupervised(functools.partial(hagan(128), lean=True), Setting(128, 2)))
+    lean = work(lambda: memory.unsupervised(hagan(128, lean=True), Setting(128, 2)))
     assert lean["bytes"].sum() < cost["bytes"].sum()  # up-sampled tensors are never written
 
 

@@ -117,11 +117,12 @@ def entanglement(doses, measured):
 
 
 def purity(matrix):
-    """Share of all change that is the wanted one: mean over i of max(E_ii, 0) / sum_j |E_ij|, for matrices
-    (..., k, k). 1: nothing else moves; 1/k: all factors move alike; 0: what should grow shrinks.
+    """Share of all change that is the wanted one: mean over i of |E_ii| / sum_j |E_ij|, for matrices (..., k, k).
+
+    1: nothing else moves; 1/k: all factors move alike. Whether the factor moves the right way, the response says.
     """
-    wanted = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0)
-    return (wanted / matrix.abs().sum(-1)).mean(-1)
+    size = matrix.abs()
+    return (size.diagonal(dim1=-2, dim2=-1) / size.sum(-1)).mean(-1)
 
 
 def walk_purities(doses, measured):
