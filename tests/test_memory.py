@@ -430,6 +430,13 @@ def test_the_course_explains_that_memory_ran_out(failing, recipe, sample, levers
         assert lever in str(caught.value)
 
 
+def test_numpy_without_memory_becomes_advice_too(failing):
+    with pytest.raises(MemoryError) as caught:
+        np.zeros(10**15)
+    with pytest.raises(MemoryError, match="Out of memory: the device has"):
+        failing(caught.value, SMALL | dict(algorithm="alpha-GAN", size=64, width=2, widest=8), None)
+
+
 def test_other_errors_of_a_training_are_left_alone(failing):
     error = RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="shapes differ") as caught:

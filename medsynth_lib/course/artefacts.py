@@ -89,7 +89,8 @@ def train_or_load(name, recipe, train, tune, fabric=None):
         text = memory_advice(error, recipe, train[0], fabric.device) if memory.is_out_of_memory(error) else None
         if text is None:
             raise
-        raise (MemoryError if isinstance(error, MemoryError) else RuntimeError)(text) from error
+        kind = next(kind for kind in (torch.OutOfMemoryError, MemoryError, RuntimeError) if isinstance(error, kind))
+        raise kind(text) from error  # NumPy's own kind of MemoryError cannot be made from a text
     save(folder, algorithm, recipe, train.contract, fabric.device, time.perf_counter() - began)
     return load(folder, "trained now", fabric.device)
 

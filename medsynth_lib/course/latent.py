@@ -1,5 +1,7 @@
 """One domain of lesson 07: a trained HA-GAN, the cubes it learned from, and the factors that are measured in a volume."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,9 @@ from medsynth_lib.data.pool import run
 from medsynth_lib.data.subject import make_subject, structure_volumes
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
-from medsynth_lib.evaluation.latent import encode
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.files import atomic, cache_folder
-from medsynth_lib.training.hagan import sample
+from medsynth_lib.training.hagan import encode, sample
 
 OFFSET = 0.1  # percent of emphysema: healthy lungs have none, and log 0 is not a number
 FACTORS = {"ct": ("lung", "fat", "bone", "log emphysema"), "t1": ("brain", "hippocampus", "lateral ventricle")}
@@ -93,8 +94,8 @@ class Domain:
 
     def codes(self, cubes, batch=8):
         """Codes (n, d) of a list of volumes (1, S, S, S) by the encoder."""
-        parts = torch.stack(cubes).split(batch)
-        return torch.cat([encode(self.networks, x.to(self.device), self.depth).cpu() for x in parts])
+        encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(cubes).split(batch)
+        return torch.cat([encode(*encoders, x.to(self.device), self.depth).cpu() for x in parts])
 
 
 def open_domain(lesson, modality, real, segmenter=None):
@@ -131,7 +132,8 @@ def true_factors(domain, count):
 
 def true_structures(frame, cubes):
     """Volumes in ml of simulated brains and of their structures; a subject is made once more, which is slow, and kept."""
-    path = cache_folder("structures") / f"{frame['source'].iloc[0].replace(' ', '_')}-{len(frame)}.csv"
+    people = hashlib.sha256(json.dumps([*frame["source"], *frame["subject"]]).encode()).hexdigest()[:16]
+    path = cache_folder("structures") / f"{people}.csv"
     if not path.exists():
         size, spacing = frame["source"].iloc[0].split(", ")[1].split(" at ")
         shape, spacing = tuple(map(int, size.split("x"))), float(spacing.removesuffix(" mm"))

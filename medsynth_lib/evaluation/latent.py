@@ -155,13 +155,6 @@ def spherical(a, b, t):
     return ((1 - t) * a.norm() + t * b.norm())[:, None] * arc
 
 
-@torch.no_grad()
-def encode(networks, x, depth):
-    """Codes (b, latent) of volumes (b, 1, S, S, S), sub-volume by sub-volume of ``depth`` slices: section II-B, 'Inference'."""
-    parts = [networks["E^H"](x[:, :, s : s + depth]) for s in range(0, x.shape[2], depth)]
-    return networks["E^G"](torch.cat(parts, 2))
-
-
 def project(generate, x, z, steps, rate=0.05):
     """A code (1, d) whose volume is near ``x`` in L1, by Adam from ``z``; and the errors, the first of them that of ``z``.
 

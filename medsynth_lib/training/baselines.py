@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from medsynth_lib.models import baselines as models
 from medsynth_lib.training.hagan import bce
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.loop import Algorithm
 from medsynth_lib.training.svae import gaussian_kl
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
@@ -31,7 +31,7 @@ def gradient_penalty(critic, real, fake):
     return ((gradient.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square().mean()
 
 
-class WGAN:
+class WGAN(Algorithm):
     """Critic: D(fake) - D(real) + 10 x penalty; generator: -D(fake).
 
     ``recipe`` keys: size, latent, width and widest (see `medsynth_lib.models.baselines`), learning_rate with its schedule.
@@ -55,15 +55,6 @@ class WGAN:
             "G": models.Generator(size, latent, width, widest),
             "D": models.Critic(size, 1, width, widest),
         }
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
-
-    def prepare(self, batch, generator):
-        return batch
-
-    def backward(self, loss):
-        loss.backward()
 
     def step(self, batch):
         """One update of each network on real volumes; returns their losses, detached."""

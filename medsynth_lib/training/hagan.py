@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from medsynth_lib.models.hagan import networks, require_size
 from medsynth_lib.models.hagan_lean import fork, make_lean
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.loop import Algorithm
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "average", "lean",
@@ -51,7 +51,7 @@ def bce(logits, real):
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
 
-class HAGAN:
+class HAGAN(Algorithm):
     r"""Hierarchical amortised GAN: equation (8), minimised by alternating steps of D, G, E^H and E^G.
 
     ``recipe`` keys:
@@ -97,15 +97,6 @@ class HAGAN:
         if self.recipe["lean"]:
             return SecondMomentAdam(groups, self.recipe["learning_rate"])
         return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(0.0, 0.999))
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
-
-    def prepare(self, batch, generator):
-        return batch
-
-    def backward(self, loss):
-        loss.backward()
 
     # -- one iteration ---------------------------------------------------------------------------------------------------
 

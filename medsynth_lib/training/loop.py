@@ -127,6 +127,19 @@ def linear_decay(recipe, step, steps):
     return max(recipe["learning_rate"] * min(1.0, decay), recipe["final_learning_rate"])
 
 
+class Algorithm:
+    """What algorithms share unless they say otherwise: a rate by `linear_decay` of their ``recipe``, batches as they are."""
+
+    def learning_rate(self, step, steps):
+        return linear_decay(self.recipe, step, steps)
+
+    def prepare(self, batch, generator):
+        return batch
+
+    def backward(self, loss):
+        loss.backward()  # `fit` puts Fabric's in its place
+
+
 def setup(algorithm, fabric, folder):
     """Hand networks and optimisers to Fabric and load the last checkpoint; return rank, processes, history and step."""
     if fabric is not None:

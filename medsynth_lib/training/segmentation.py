@@ -11,7 +11,7 @@ from monai.networks.nets import SegResNet
 
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.preprocess import augment
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.loop import Algorithm
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 STRUCTURES_VERSION = 2
@@ -26,7 +26,7 @@ def regions(seg):
     return torch.cat([torch.isin(seg, seg.new_tensor(labels)) for labels in REGIONS.values()], 1).float()
 
 
-class Segmenter:
+class Segmenter(Algorithm):
     """SegResNet with ``width`` filters, four inputs and three sigmoid outputs (WT, TC, ET); halved twice."""
 
     reads = ("x", "mask", "seg")
@@ -43,9 +43,6 @@ class Segmenter:
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0)
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
         samples = [
@@ -65,9 +62,6 @@ class Segmenter:
         self.backward(loss)
         self.optimisers["segmenter"].step()
         return {"loss": loss.detach()}
-
-    def backward(self, loss):
-        loss.backward()
 
     def validate(self, batch):
         return {"loss": self.loss(batch)}
@@ -90,7 +84,7 @@ class PositionedSegResNet(SegResNet):
         return super().forward(torch.cat([x, where], 1))
 
 
-class StructureSegmenter:
+class StructureSegmenter(Segmenter):
     """`PositionedSegResNet` from T1 cubes (b, 1, N, N, N) in [-1, 1] to logits of background and twelve structures."""
 
     reads = ("x", "labels")
@@ -101,9 +95,6 @@ class StructureSegmenter:
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
         self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
         """Left and right are one structure: half of the volumes are mirrored."""
@@ -118,16 +109,3 @@ class StructureSegmenter:
         share = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) / labels.numel()
         weight = share.clamp(min=1e-4).rsqrt()
         return self.dice(logits, labels) + F.cross_entropy(logits, labels[:, 0], weight)
-
-    def step(self, batch):
-        loss = self.loss(batch)
-        self.optimisers["segmenter"].zero_grad(set_to_none=True)
-        self.backward(loss)
-        self.optimisers["segmenter"].step()
-        return {"loss": loss.detach()}
-
-    def backward(self, loss):
-        loss.backward()
-
-    def validate(self, batch):
-        return {"loss": self.loss(batch)}

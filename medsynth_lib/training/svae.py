@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models.svae import VAE
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.loop import Algorithm
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("size", "dims", "plane", "slices", "norm", "width", "loss", "kl_weight", "learning_rate", "constant_until",
@@ -108,7 +108,7 @@ LOSSES = {  # which KL; whether the error is the norm (True) or its square
 }
 
 
-class SliceVAE:
+class SliceVAE(Algorithm):
     r"""The slice-VAE on whole volumes: sum of squared errors + ``kl_weight`` x KL(q(z | x) || N(0, I)), a mean over slices.
 
     Eq. (1) is misprinted twice: it has KL(N(0, I) || q), which is not that of the evidence lower bound, and a norm without
@@ -128,9 +128,6 @@ class SliceVAE:
         vae.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[recipe["dims"]])
         self.networks = {"vae": vae}
         self.optimisers = {"vae": torch.optim.Adam(vae.parameters(), recipe["learning_rate"])}
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
         """T1 of a batch, each flipped from left to right with probability 1/2 (heads are nearly symmetric) and deformed."""
@@ -154,9 +151,6 @@ class SliceVAE:
         kl = divergence(mean, log_variance).flatten(1).sum(1).mean()
         error = sse.sqrt() if unsquared else sse
         return {"loss": error.mean() + self.recipe["kl_weight"] * kl, "sse": sse.mean(), "kl": kl}
-
-    def backward(self, loss):
-        loss.backward()
 
     def validate(self, batch):
         """Reconstruction from the mean codes, in evaluation mode: squared error inside the brain."""
