@@ -15,7 +15,7 @@ from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_l
 from medsynth_lib.training.loop import fit
 
 RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
-              encoder=True, average=0.9, lean=False, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
+              encoder=True, joint=False, discriminator_rate=4.0, average=0.9, lean=False, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
               final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
 
 

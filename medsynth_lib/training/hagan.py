@@ -15,9 +15,9 @@ from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import Algorithm
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
-RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "average", "lean",
-               "channels_last", "checkpoint", "learning_rate", "constant_until", "decay_until", "final_learning_rate",
-               "steps", "batch_size", "validate_every")  # fmt: skip
+RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "joint", "average",
+               "lean", "channels_last", "checkpoint", "learning_rate", "discriminator_rate", "constant_until", "decay_until",
+               "final_learning_rate", "steps", "batch_size", "validate_every")  # fmt: skip
 LAMBDA = 5.0  # lambda_1 and lambda_2 of equation (8)
 LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
 GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
@@ -60,6 +60,10 @@ class HAGAN(Algorithm):
             before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
+        joint: False, equation (7) as printed: E^G alone learns it. True: G^A, G^H and G^L learn it with E^G, beside their own loss,
+            and codes are whitened, so that recovery and sampling use the same codes. Only then can the term keep the generator
+            from collapsing, as the paper's discussion says it does.
+        discriminator_rate: learning rate of D^H and D^L as a multiple of the others' (4 in section II-E).
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
         channels_last: weights, and with them activations, in the layout channels_last_3d.
@@ -76,7 +80,7 @@ class HAGAN(Algorithm):
         require_size(self.size, recipe["fraction"])
         self.depth = int(self.size * recipe["fraction"])
         self.reads = ("x", "label") if self.classes else ("x",)
-        self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes)
+        self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes, recipe["joint"])
         absent = (() if recipe["low_branch"] else ("G^L", "D^L")) + (() if recipe["encoder"] else ENCODER)
         for name in absent:
             del self.networks[name]
@@ -92,8 +96,9 @@ class HAGAN(Algorithm):
                 network.to(memory_format=torch.channels_last_3d)
 
     def optimiser(self, name):
-        """Adam with beta_1 = 0; discriminators learn four times as fast (section II-E)."""
-        groups = [{"params": list(self.networks[name].parameters()), "rate": 4.0 if name.startswith("D") else 1.0}]
+        """Adam with beta_1 = 0 (section II-E)."""
+        rate = self.recipe["discriminator_rate"] if name.startswith("D") else 1.0
+        groups = [{"params": list(self.networks[name].parameters()), "rate": rate}]
         if self.recipe["lean"]:
             return SecondMomentAdam(groups, self.recipe["learning_rate"])
         return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(0.0, 0.999))
@@ -105,27 +110,34 @@ class HAGAN(Algorithm):
         x, label = batch["x"], batch.get("label")
         r = draw_start(self.size, self.depth, self.recipe["start"])
         real = select_high(x, r, self.depth), low_resolution(x)
-        losses = {"d": self.update(("D^H", "D^L"), lambda: self.discriminator_loss(real, r, label))}
-        losses["g"] = self.update(GENERATOR, lambda: self.generator_loss(len(x), r, label))
+        losses = self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
+        adversarial, recovery = lambda: self.generator_loss(len(x), r, label), lambda: self.ground_loss(x, real, r, label)
+        joint = self.recipe["joint"] and self.recipe["encoder"]
+        if joint:
+            losses |= self.update((*GENERATOR, "E^G"), g=adversarial, e_ground=recovery)
+        else:
+            losses |= self.update(GENERATOR, g=adversarial)
         self.average()
         if self.recipe["encoder"]:
-            losses["e_high"] = self.update(("E^H",), lambda: self.high_loss(real[0]))
-            losses["e_ground"] = self.update(("E^G",), lambda: self.ground_loss(x, real, r, label))
+            losses |= self.update(("E^H",), e_high=lambda: self.high_loss(real[0]))
+        if self.recipe["encoder"] and not joint:
+            losses |= self.update(("E^G",), e_ground=recovery)
         return losses
 
-    def update(self, names, loss):
-        """Compute a loss with only these networks in need of gradients, and take their step."""
+    def update(self, names, **losses):
+        """Take one step of these networks on the sum of losses, with no other network in need of gradients; return the losses."""
         names = [name for name in names if name in self.networks]
         for name in self.optimisers:
             self.networks[name].requires_grad_(name in names)
             self.optimisers[name].zero_grad(set_to_none=True)
-        value = loss()
+        *first, last = losses.values()
+        values = [self.part(loss()) for loss in first] + [last()]
         self.steps_at_once(names, True)
-        self.backward(value)
+        self.backward(sum(values))
         self.steps_at_once(names, False)
         for name in names:
             self.optimisers[name].step()
-        return value.detach()
+        return {key: value.detach() for key, value in zip(losses, values, strict=True)}
 
     def steps_at_once(self, names, on):
         """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
@@ -174,7 +186,7 @@ class HAGAN(Algorithm):
 
     def ground_loss(self, x, real, r, label):
         """Equation (7): the sub-volume and the small whole from the code of the whole volume."""
-        with torch.no_grad():  # only E^G learns here
+        with torch.no_grad():  # E^H does not learn here
             features = self.features(x)
         x_r, x_low = self.generate(self.with_label(self.networks["E^G"](features), label), r)
         loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)

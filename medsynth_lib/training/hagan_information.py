@@ -90,9 +90,7 @@ class InformedHAGAN(HAGAN):
     def step(self, batch):
         losses = super().step(batch)
         on_real = low_resolution(batch["x"]), batch["measures"]
-        return losses | {
-            "q": self.update(("Q",), lambda: -information_bound(on_real[1], *self.networks["Q"](on_real[0])))
-        }
+        return losses | self.update(("Q",), q=lambda: -information_bound(on_real[1], *self.networks["Q"](on_real[0])))
 
     def generator_loss(self, b, r, label):
         z = self.noise(b, label, next(self.networks["G^A"].parameters()).device)
