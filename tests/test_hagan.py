@@ -15,8 +15,8 @@ from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_l
 from medsynth_lib.training.loop import fit
 
 RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
-              encoder=True, joint=False, discriminator_rate=4.0, average=0.9, lean=False, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
-              final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
+              encoder=True, joint=False, average=0.9, lean=False, channels_last=False, checkpoint=False, learning_rate=1e-3,
+              discriminator_rate=4.0, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
 
 
 def algorithm(**changes):
@@ -123,10 +123,83 @@ def test_every_step_moves_its_own_networks_alone():
     }
     for names, loss in steps.items():
         before = parameters(model)
-        model.update(names, loss)
+        model.update(names, loss=loss)
         assert changed(before, parameters(model)) == set(names)
         others = [p for n in model.optimisers if n not in names for p in model.networks[n].parameters()]
         assert all(p.grad is None for p in others)
+
+
+def after_three_steps(**changes):
+    model = algorithm(**changes)
+    for k in range(3):
+        torch.manual_seed(k)
+        losses = model.step({"x": volumes()})
+    return losses, {name: net for name, net in parameters(model).items() if name in hagan.GENERATOR}
+
+
+def test_as_printed_the_encoder_never_reaches_the_generator_and_jointly_it_does():
+    """Equations (6), (7) move E^H and E^G alone: the generator is the same to the bit without them (section II-C)."""
+    alone, printed, joint = (after_three_steps(**c)[1] for c in (dict(encoder=False), dict(), dict(joint=True)))
+    assert not changed(alone, printed)
+    assert changed(alone, joint) == set(hagan.GENERATOR)
+
+
+def generator_and_encoder(model):
+    names = (*hagan.GENERATOR, "E^G")
+    return names, {f"{n}/{k}": p for n in names for k, p in model.networks[n].named_parameters()}
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_joint_step_follows_the_sum_of_both_gradients(lean):
+    """G's: adversarial loss and (7); E^G's: (7) alone; also where the lean form runs the two backward one after the other."""
+
+    def losses(model):
+        model.networks["E^G"].whitening.eval()  # the same codes in both models
+        torch.manual_seed(3)
+        return dict(g=lambda: model.generator_loss(2, 8, None), e_ground=lambda: model.ground_loss(x, real, 8, None))
+
+    x = volumes()
+    real = select_high(x, 8, 4), hagan.low_resolution(x)
+    plain, model = algorithm(joint=True, loss="paper"), algorithm(joint=True, loss="paper", lean=lean)
+    total = sum(loss() for loss in losses(plain).values())
+    _, parameters = generator_and_encoder(plain)
+    want = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
+    names, own = generator_and_encoder(model)
+    model.steps_at_once = lambda names, on: None
+    for name in names:
+        model.optimisers[name].step = lambda: None  # so that the gradients can be looked at
+    values = model.update(names, **losses(model))
+    assert torch.isclose(sum(values.values()), total)
+    for k, gradient in want.items():
+        assert torch.allclose(own[k].grad, gradient, atol=1e-6 + 1e-4 * float(gradient.abs().max())), k
+    assert all(p.grad is None for n in ("D^H", "D^L", "E^H") for p in model.networks[n].parameters())
+
+
+def test_whitened_codes_have_mean_0_and_covariance_1():
+    """Of a Gaussian with any moments; 1,200 batches of 8 with decay .99: about 1,600 codes count, so .1 is 4 standard errors."""
+    torch.manual_seed(0)
+    mixing, shift = torch.randn(6, 6) + 2 * torch.eye(6), 5 * torch.randn(6)
+    whitening = models.Whitening(6)
+    for _ in range(1200):
+        whitening(torch.randn(8, 6) @ mixing.T + shift)
+    whitening.eval()
+    moments = whitening.mean.clone()
+    z = whitening(torch.randn(20_000, 6) @ mixing.T + shift)
+    assert z.mean(0).abs().max() < 0.2 and (z.T.cov() - torch.eye(6)).abs().max() < 0.25
+    assert torch.equal(moments, whitening.mean), "evaluation moves no moments"
+
+
+def test_whitening_is_an_affine_map_for_gradients_and_leaves_alone_what_does_not_vary():
+    torch.manual_seed(0)
+    whitening = models.Whitening(3)
+    for _ in range(2000):
+        whitening(torch.randn(4, 3) * torch.tensor([1.0, 1.0, 0.0]))
+    whitening.train()
+    jacobian = torch.autograd.functional.jacobian(lambda e: whitening(e[None])[0], torch.tensor([1.0, -2.0, 0.0]))
+    whitening.eval()  # with the moments as that call left them
+    again = torch.autograd.functional.jacobian(lambda e: whitening(e[None])[0], torch.zeros(3))
+    assert torch.allclose(jacobian, again, atol=1e-5)
+    assert 90 < jacobian[2, 2] < 200, "at most 1 / sqrt(1e-4 of the mean variance)"
 
 
 def test_the_running_mean_is_one():
@@ -217,14 +290,16 @@ def test_a_frozen_copy_is_not_trained():
 
 def test_a_shipped_model_holds_of_the_generator_its_mean_alone(tmp_path):
     """Loaded again, both are the mean; everything else is what was trained, to half precision."""
-    recipe = RECIPE | dict(algorithm="hagan", steps=1, batch_size=1, validate_every=1, seed=0)
-    model = algorithm()
+    recipe = RECIPE | dict(algorithm="hagan", joint=True, steps=1, batch_size=1, validate_every=1, seed=0)
+    model = algorithm(joint=True)
     with torch.no_grad():
         model.networks["G^A"].first.weight.add_(1)
     artefacts.save(tmp_path / "made", model, recipe, CubeContract("t1", 32), torch.device("cpu"), 0.0)
     (tmp_path / "made/history.csv").write_text("step\n1\n")
     artefacts.ship(tmp_path / "made", tmp_path / "shipped")
-    assert not any(k.startswith("G^") for k in load_file(tmp_path / "shipped/made/weights.safetensors"))
+    shipped = load_file(tmp_path / "shipped/made/weights.safetensors")
+    assert not any(k.startswith("G^") for k in shipped)
+    assert all((v.dtype == torch.float32) == ("whitening" in k) for k, v in shipped.items())
     loaded = artefacts.load(tmp_path / "shipped/made", "shipped").networks
     for name, source in {"G^A": "mean G^A", "mean G^A": "mean G^A", "D^H": "D^H", "E^G": "E^G"}.items():
         for key, value in model.networks[source].state_dict().items():

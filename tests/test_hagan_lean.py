@@ -16,8 +16,8 @@ from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import fit
 
 RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
-              encoder=True, joint=False, discriminator_rate=4.0, average=0.9, lean=True, learning_rate=1e-3, constant_until=1.0, decay_until=2.0,
-              final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
+              encoder=True, joint=False, average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3,
+              discriminator_rate=4.0, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
 
@@ -180,7 +180,7 @@ def loss_and_gradients(step, size, dtype, b=2, **changes):
             optimiser.step = lambda parameters=parameters: [take(p) for p in parameters if p.grad is not None]
     model.noise = lambda b, label, device: model.with_label(torch.randn(b, 16).to(dtype), label)
     torch.manual_seed(5)
-    value = model.update(names, loss)
+    value = model.update(names, loss=loss)["loss"]
     assert not model.recipe["lean"] or all(p.grad is None for net in model.networks.values() for p in net.parameters())
     buffers = {(n, k): v for n, net in model.networks.items() for k, v in net.named_buffers()}
     return float(value), grads, buffers
@@ -215,12 +215,12 @@ def test_variants_have_the_same_gradients(step, changes):
         assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
 
 
-@pytest.mark.parametrize("b", [1, 2])
-def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b):
+@pytest.mark.parametrize("b, joint", [(1, False), (2, False), (2, True)])
+def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, joint):
     """Three whole iterations in fp64: losses and weights within 1e-8; batch size 1 works."""
     torch.set_default_dtype(torch.float64)
     try:
-        plain, lean = (algorithm(torch.float64, **form) for form in FORMS)
+        plain, lean = (algorithm(torch.float64, joint=joint, **form) for form in FORMS)
         for k in range(3):
             losses = []
             for model in (plain, lean):
@@ -251,7 +251,8 @@ def test_several_processes_and_scaled_losses_step_after_the_backward_pass():
     for processes, precision, waits in ((2, "32-true", True), (1, "16-mixed", True), (1, "bf16-mixed", False)):
         model, owner = algorithm(), Owner(processes, precision)
         owner.model, model.backward = model, owner.backward
-        model.update(*steps(model, x)["E^H"])
+        names, loss = steps(model, x)["E^H"]
+        model.update(names, loss=loss)
         assert owner.seen == waits
         assert all(state["step"] == 1 for state in model.optimisers["E^H"].state.values())
         assert len(model.optimisers["E^H"].state) == len(list(model.networks["E^H"].parameters()))

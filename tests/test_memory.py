@@ -412,7 +412,8 @@ def failing(monkeypatch, tmp_path):
 
 SMALL = dict(latent=8, learning_rate=1e-3, batch_size=2)
 HAGAN = dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, classes=0, loss="public", start="aligned", low_branch=True,
-             encoder=True, joint=False, discriminator_rate=4.0, average=0.999, lean=False, channels_last=False, checkpoint=False)  # fmt: skip
+             encoder=True, joint=False, average=0.999, lean=False, channels_last=False, checkpoint=False,
+             discriminator_rate=4.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe, sample, levers", [

@@ -445,8 +445,8 @@ def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, 
         from medsynth_lib.training.hagan_lean import SecondMomentAdam
 
     recipe = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", start="aligned")
-    recipe |= dict(low_branch=True, encoder=True, joint=False, discriminator_rate=4.0, average=0.999, lean=lean, channels_last=False, checkpoint=checkpoint)
-    algorithm = HAGAN(recipe | dict(learning_rate=1e-4))
+    recipe |= dict(low_branch=True, encoder=True, joint=False, average=0.999, lean=lean, channels_last=False)
+    algorithm = HAGAN(recipe | dict(checkpoint=checkpoint, learning_rate=1e-4, discriminator_rate=4.0))
     for name in algorithm.optimisers:
         network = algorithm.networks[name]
         if "up-sampling" in levers:

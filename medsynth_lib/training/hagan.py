@@ -60,9 +60,9 @@ class HAGAN(Algorithm):
             before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
-        joint: False, equation (7) as printed: E^G alone learns it. True: G^A, G^H and G^L learn it with E^G, beside their own loss,
-            and codes are whitened, so that recovery and sampling use the same codes. Only then can the term keep the generator
-            from collapsing, as the paper's discussion says it does.
+        joint: False, equation (7) as printed: E^G alone learns it. True, a departure: G^A, G^H and G^L learn it with E^G, beside
+            their own loss, and codes are whitened, so that recovery and sampling use the same codes. Only then can the term
+            keep the generator from collapsing, as the paper's discussion says it does.
         discriminator_rate: learning rate of D^H and D^L as a multiple of the others' (4 in section II-E).
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
