@@ -59,9 +59,8 @@ def heat_map(axis, matrix, rows, columns, title, limit=1.0):
     axis.set_facecolor("#cccccc")
     for i, line in enumerate(np.asarray(matrix)):
         for j, value in enumerate(line):
-            axis.text(
-                j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * limit else "black"
-            )
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(title, fontsize=10)
