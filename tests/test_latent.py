@@ -196,7 +196,8 @@ def test_largest_piece():
 def informed(weight):
     recipe = dict(size=32, latent=8, c=2, fraction=0.25, classes=0, loss="paper", start="aligned", low_branch=True,
                   encoder=False, joint=False, discriminator_rate=4.0, average=0.5, lean=True, channels_last=False,
-                  checkpoint=False, learning_rate=0.002, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0, information_weight=weight)  # fmt: skip
+                  checkpoint=False, learning_rate=0.002, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0,
+                  information_weight=weight)  # fmt: skip
     torch.manual_seed(0)
     start = networks(32, 8, 2, 0.25)
     start |= {f"mean {n}": start[n] for n in ("G^A", "G^L", "G^H")} | {"Q": Posterior(2)}
