@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from medsynth_lib.course.latent import largest_piece
 from medsynth_lib.display.latent import LatentView, explore_latent, walk_figure
 from medsynth_lib.evaluation import latent
 from medsynth_lib.models.hagan import networks
@@ -39,7 +40,30 @@ def test_ridge_helps_where_codes_are_few():
     """30 noisy codes of 25 numbers: held out, least squares is worse than the mean; the chosen ridge is not."""
     z, y, _ = toy(n=30, d=25, noise=8.0)
     ridge, scores = latent.choose_ridge(z, y)
-    assert ridge > 0 and scores[ridge] > scores[0.0] + 0.5 and scores[0.0] < 0
+    assert (ridge > 0).all() and (scores.amax(0) > scores[0] + 0.5).all() and scores[0].mean() < 0
+
+
+def test_each_factor_has_its_own_ridge_and_the_fit_is_that_of_the_formula():
+    z, y, _ = toy(n=60, d=25, noise=4.0)
+    model = latent.least_squares(z, y, torch.tensor([0.0, 0.1, 3.0]))
+    c = latent.covariance(z, z)
+    for i, ridge in enumerate((0.0, 0.1, 3.0)):
+        assert torch.allclose(model.weights[i], latent.least_squares(z, y, ridge).weights[i], atol=1e-5)
+        inverse = torch.linalg.inv(c + ridge * c.diagonal().mean() * torch.eye(25))
+        assert torch.allclose(model.weights[i], latent.covariance(y, z)[i] @ inverse, atol=1e-3)
+
+
+def test_nested_choice_knows_nothing_of_the_codes_that_it_predicts():
+    """Factors that have nothing to do with codes: the best of many ridges is never below the nested one, on average."""
+    gains = []
+    for seed in range(8):
+        z, y = (torch.randn(40, n, generator=torch.Generator().manual_seed(seed + 100 * n)) for n in (20, 4))
+        best = latent.choose_ridge(z, y)[1].amax(0)
+        gains.append((best - latent.held_out_r2(z, y, None)).mean())
+    z, y, _ = toy(noise=1.0)
+    known = latent.held_out_r2(z, y, None)
+    assert torch.stack(gains).mean() > 0
+    assert torch.allclose(known, latent.choose_ridge(z, y)[1].amax(0), atol=0.01)  # with many codes there is nothing to gain
 
 
 def test_few_codes_give_the_shortest_exact_fit():
@@ -87,6 +111,8 @@ def test_entanglement_of_a_linear_generator_is_known():
         measured = torch.stack([torch.stack(w) for w in walks]) @ planted.T
         found = latent.entanglement(DOSES, measured)
         assert torch.allclose(found, d @ planted.T, atol=1e-3)
+        assert torch.allclose(found, latent.foreseen(model.weights, 5 * d), atol=1e-3)  # the length of d plays no part
+        assert torch.allclose(latent.scaled(model.weights, 5 * d), d, atol=1e-4)
         assert (latent.purity(found) > 0.99) == (form is latent.orthogonalised)
         assert torch.allclose(latent.walk_purities(DOSES, measured), latent.purity(found).expand(4), atol=1e-3)
 
@@ -97,6 +123,7 @@ def test_a_walk_with_nan_is_left_out_and_purity_has_its_bounds():
     assert torch.allclose(latent.entanglement(DOSES, measured), torch.ones(2, 2))
     assert latent.purity(torch.ones(2, 2)) == 0.5 and latent.purity(torch.eye(4)) == 1
     assert latent.purity(torch.tensor([[1.0, -1.0], [0.0, 1.0]])) == 0.75  # drift counts whichever way it goes
+    assert latent.purity(torch.tensor([[-1.0, 0.0], [0.0, 1.0]])) == 0.5  # a reversed response is not wanted
 
 
 def test_monotonicity():
@@ -153,6 +180,17 @@ def test_normal_scores_follow_the_ranks_alone():
     scores = normal_scores(values)
     assert torch.allclose(scores, normal_scores(values.log()))
     assert scores.mean(0).abs().max() < 1e-5 and (scores.std(0) - 1).abs().max() < 0.02
+    with pytest.raises(ValueError, match="finite"):
+        normal_scores(torch.tensor([[1.0], [float("nan")]]))
+
+
+def test_largest_piece():
+    mask = torch.zeros(6, 6, 6, dtype=torch.bool)
+    assert not largest_piece(mask).any()
+    mask[:3, :3, :3] = True
+    body = mask.clone()
+    mask[5, 5, 5] = True
+    assert torch.equal(largest_piece(mask), body)
 
 
 def informed(weight):
@@ -208,7 +246,9 @@ def test_explorer_redraws_within_its_time_and_shows_what_it_generates(monkeypatc
         view.move([1.0, 1.0]), view.png()
         used.append(time.process_time() - began)
     assert min(used) < 0.3 and view.seconds_a_move() > 0
+    view.measure = lambda volumes: volumes.flatten(1)[:, :2]
     view.move([0.0, 0.0])
+    assert "measured: a " in view.figure.get_suptitle()
     before = view.png()
     volume = view.move([0.0, 3.0])
     shown = view.images["axial"].get_array()
@@ -229,4 +269,8 @@ def test_walk_figure_shows_the_slice_with_the_largest_mask():
     )
     assert figure.axes[0].images[0].get_array().min() == 1 and figure.axes[0].get_aspect() == 2
     assert [axis.get_xlabel() for axis in figure.axes] == ["10 %"] * 2
+    empty = torch.zeros_like(mask)  # a row without a mask of its own follows the first one's slice
+    rows = [("toy", "axial", [(volume, m, "")]) for m in (mask, empty)]
+    figure = walk_figure(rows, torch.ones(3), (0, 1), "lime", "t", ["start"], one_slice=True)
+    assert figure.axes[1].images[0].get_array().min() == 1 and figure.axes[0].get_title() == "start"
     plt.close("all")

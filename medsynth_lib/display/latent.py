@@ -11,7 +11,7 @@ from medsynth_lib.display.figures import slice_of
 from medsynth_lib.display.headless import headless
 from medsynth_lib.display.volume import LETTERS, PLANES, letter
 
-REACH = 3.0  # of the sliders, in standard deviations
+REACH = 2.0  # of the sliders, in standard deviations: as far as the walks of lesson 07 are measured
 
 
 def aspect(spacing, plane):
@@ -20,19 +20,18 @@ def aspect(spacing, plane):
     return float(spacing[vertical] / spacing[horizontal])
 
 
-def walk_figure(rows, spacing, window, colour, title):
+def walk_figure(rows, spacing, window, colour, title, columns=(), one_slice=False):
     """Figs. 7 and 8: one walk a row, its masks outlined, and a text under each slice.
 
-    rows: (name, plane, [(volume (S, S, S), mask, text), ...]). Every row shows the slice in which its masks are largest.
+    rows: (name, plane, [(volume (S, S, S), mask, text), ...]). Every row shows the slice in which its masks are largest, or,
+    with ``one_slice``, the one in which the first row's are. ``columns``: a title for each column.
     """
     count, heights = len(rows[0][2]), [1.9 * aspect(spacing, plane) + 0.3 for _, plane, _ in rows]
     grid = dict(gridspec_kw=dict(height_ratios=heights), squeeze=False, layout="constrained")
     figure, axes = plt.subplots(len(rows), count, figsize=(1.9 * count, sum(heights) + 0.6), dpi=70, **grid)
-    for line, (name, plane, pictures) in zip(axes, rows, strict=True):
-        fixed = PLANES[plane][0]
-        masks = [np.asarray(mask) for _, mask, _ in pictures]
-        area = sum(np.moveaxis(mask, fixed, 0).reshape(mask.shape[fixed], -1).sum(1) for mask in masks)
-        index = int(area.argmax()) if area.any() else masks[0].shape[fixed] // 2
+    for n, (line, (name, plane, pictures)) in enumerate(zip(axes, rows, strict=True)):
+        if n == 0 or not one_slice:
+            index = largest_slice([np.asarray(mask) for _, mask, _ in pictures], PLANES[plane][0])
         for axis, (volume, mask, text) in zip(line, pictures, strict=True):
             settings = dict(origin="lower", interpolation="nearest", aspect=aspect(spacing, plane))
             axis.imshow(slice_of(volume, plane, index), cmap="gray", vmin=window[0], vmax=window[1], **settings)
@@ -41,9 +40,17 @@ def walk_figure(rows, spacing, window, colour, title):
                 axis.contour(inside, [0.5], colors=colour, linewidths=0.8)
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(text, fontsize=8)
-        line[0].set_ylabel(f"{name}\n({plane})", fontsize=9)
+        line[0].set_ylabel(f"{name}\n({plane}, slice {index})", fontsize=9)
+    for axis, text in zip(axes[0], columns, strict=False):
+        axis.set_title(text, fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def largest_slice(masks, fixed):
+    """The slice across axis ``fixed`` in which masks (S, S, S) are largest together; the middle one where all are empty."""
+    area = sum(np.moveaxis(mask, fixed, 0).reshape(mask.shape[fixed], -1).sum(1) for mask in masks)
+    return int(area.argmax()) if area.any() else masks[0].shape[fixed] // 2
 
 
 def heat_map(axis, matrix, rows, columns, title, limit=1.0):
@@ -52,9 +59,8 @@ def heat_map(axis, matrix, rows, columns, title, limit=1.0):
     axis.set_facecolor("#cccccc")
     for i, line in enumerate(np.asarray(matrix)):
         for j, value in enumerate(line):
-            axis.text(
-                j, i, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 * limit else "black"
-            )
+            colour = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.set_title(title, fontsize=10)
@@ -65,10 +71,12 @@ class LatentView:
     """A code z (d) and its volume in three planes, drawn once; `move` generates and redraws.
 
     generate: codes (1, d) to volumes (1, 1, S, S, S). directions (k, d): a step of 1 is one on a slider.
+    measure: volumes (1, 1, S, S, S) to factors (1, k), written below the sliders' values; None writes none.
     """
 
-    def __init__(self, generate, z, names, directions, spacing, window=(-1, 1)):
+    def __init__(self, generate, z, names, directions, spacing, window=(-1, 1), measure=None):
         self.generate, self.z, self.names, self.directions = generate, z, names, directions
+        self.measure = measure
         self.figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
         blank, self.images = np.zeros((8, 8)), {}
         for axis, (plane, (_, horizontal, _)) in zip(axes, PLANES.items(), strict=True):
@@ -88,11 +96,18 @@ class LatentView:
     def move(self, values):
         """Generate the volume at the sliders' values (k) and redraw; returns it, (S, S, S)."""
         z = self.z + torch.as_tensor(values, dtype=self.z.dtype) @ self.directions
-        volume = self.generate(z[None])[0, 0].numpy()
+        volumes = self.generate(z[None])
+        volume = volumes[0, 0].numpy()
         for plane, image in self.images.items():
             image.set_data(slice_of(volume, plane))
-        self.figure.suptitle(", ".join(f"{n} {v:+.1f}" for n, v in zip(self.names, values, strict=True)), fontsize=10)
+        text = "steps: " + self.listed(values)
+        if self.measure:
+            text += "\nmeasured: " + self.listed(self.measure(volumes)[0])
+        self.figure.suptitle(text, fontsize=10)
         return volume
+
+    def listed(self, values):
+        return ", ".join(f"{n} {float(v):+.1f}" for n, v in zip(self.names, values, strict=True))
 
     def png(self):
         """The figure as it is now, as a PNG's bytes."""
@@ -128,7 +143,7 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
                 norm = view.images[plane].norm
                 settings = dict(origin="lower", cmap="gray", vmin=norm.vmin, vmax=norm.vmax)
                 axis.imshow(slice_of(volume, plane), aspect=aspect(view.spacing, plane), **settings)
-                axis.set(xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else plane)
+                axis.set(xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else f"{plane}, start")
                 axis.title.set_fontsize(9)
         axes[i, 0].set_ylabel(name, fontsize=9)
     view.move([0.0] * k)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RIDGES = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 @dataclass
@@ -32,32 +32,44 @@ def covariance(a, b):
 def least_squares(z, y, ridge=0.0):
     """W = Cov(y, z) (Cov(z) + ridge v I)^+, where v is the codes' mean variance; ridge 0 is the paper's least squares.
 
-    With fewer codes than they have numbers, ridge 0 gives the shortest W of those that fit exactly, and fits noise.
-    Raises ValueError for fewer than two codes.
+    ridge: a number, or one for each factor (k). With fewer codes than they have numbers, ridge 0 gives the shortest W of those
+    that fit exactly, and fits noise. Raises ValueError for fewer than two codes.
     """
     if len(z) < 2:
         raise ValueError(f"{len(z)} codes are too few to fit a direction to")
     z64, y64 = z.double(), y.double()
-    c = covariance(z64, z64)
-    c = c + ridge * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
-    weights = covariance(y64, z64) @ torch.linalg.pinv(c, hermitian=True)
+    variances, axes = torch.linalg.eigh(covariance(z64, z64))
+    ridges = torch.as_tensor(ridge, dtype=torch.float64).expand(y.shape[1])[:, None]
+    spread = variances.clamp(min=0) + ridges * variances.mean()  # (k, d)
+    inverse = torch.where(spread > 1e-12 * variances.max(), 1 / spread, 0)  # (.)^+: an axis that no code uses gets no weight
+    weights = (covariance(y64, z64) @ axes * inverse) @ axes.T
     return LinearModel(weights.to(z), (y64.mean(0) - weights @ z64.mean(0)).to(z))
 
 
 def held_out_r2(z, y, ridge=0.0, folds=5, seed=0):
-    """R^2 (k) of predictions for codes that were left out of the fit; at most 1, below 0 where the mean predicts better."""
+    """R^2 (k) of predictions for codes that were left out of the fit; at most 1, below 0 where the mean predicts better.
+
+    ridge: as in `least_squares`; None chooses it anew for each fold, from the other folds alone, so that no code helps to choose
+    the ridge by which it is predicted.
+    """
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     predicted = torch.empty_like(y)
     for part in order.chunk(folds):
         rest = order[~torch.isin(order, part)]
-        predicted[part] = least_squares(z[rest], y[rest], ridge)(z[part])
+        used = choose_ridge(z[rest], y[rest])[0] if ridge is None else ridge
+        predicted[part] = least_squares(z[rest], y[rest], used)(z[part])
     return 1 - (y - predicted).square().mean(0) / y.var(0, correction=0)
 
 
 def choose_ridge(z, y, ridges=RIDGES):
-    """The ridge with the best mean held-out R^2 over the factors, and {ridge: that mean} of all."""
-    scores = {ridge: float(held_out_r2(z, y, ridge).nanmean()) for ridge in ridges}
-    return max(scores, key=scores.get), scores
+    """For each factor the ridge (k) with the best held-out R^2, and R^2 of all (number of ridges, k).
+
+    The best of many is optimistic: report `held_out_r2` with ridge None.
+    """
+    each = torch.tensor(ridges, dtype=torch.float64)
+    k = y.shape[1]
+    scores = held_out_r2(z, y.repeat(1, len(each)), each.repeat_interleave(k)).view(len(each), k)
+    return each[scores.nan_to_num(nan=-torch.inf, neginf=-torch.inf).argmax(0)], scores
 
 
 # -- directions ------------------------------------------------------------------------------------------------------------
@@ -84,6 +96,16 @@ def joint(z, y):
     """
     z64, y64 = z.double(), y.double()
     return (covariance(z64, y64) @ torch.linalg.pinv(covariance(y64, y64), hermitian=True)).T.to(z)
+
+
+def scaled(weights, directions):
+    """Directions (k, d) at the length at which a step of 1 adds 1 to their own predicted factor, as `walk` goes along them."""
+    return directions / (weights * directions).sum(1, keepdim=True)
+
+
+def foreseen(weights, directions):
+    """The entanglement matrix (k, k) that a linear model foresees for walks: (w_j . d_i) / (w_i . d_i), 1 on the diagonal."""
+    return scaled(weights, directions) @ weights.T
 
 
 def nearest_orthonormal(directions):
@@ -117,12 +139,12 @@ def entanglement(doses, measured):
 
 
 def purity(matrix):
-    """Share of all change that is the wanted one: mean over i of |E_ii| / sum_j |E_ij|, for matrices (..., k, k).
+    """Share of all change that is the wanted one: mean over i of max(E_ii, 0) / sum_j |E_ij|, for matrices (..., k, k).
 
-    1: nothing else moves; 1/k: all factors move alike. Whether the factor moves the right way, the response says.
+    1: nothing else moves; 1/k: all factors move alike; 0: only others move, or each factor moves the wrong way.
     """
-    size = matrix.abs()
-    return (size.diagonal(dim1=-2, dim2=-1) / size.sum(-1)).mean(-1)
+    wanted = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0)
+    return (wanted / matrix.abs().sum(-1)).mean(-1)
 
 
 def walk_purities(doses, measured):

@@ -4,6 +4,7 @@ The remedy that the HA-GAN paper leaves to future work (discussion B, after Sing
 Barber and Agakov 2003 and InfoGAN (Chen et al. 2016).
 """
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import nn
@@ -22,7 +23,12 @@ def information_bound(c, mean, log_variance):
 
 
 def normal_scores(values):
-    """Values (n, k) by rank as quantiles of N(0, 1), column by column: measurements on the scale of a code."""
+    """Values (n, k) by rank as quantiles of N(0, 1), column by column: measurements on the scale of a code.
+
+    Raises ValueError for a nan, which would make all its column nan.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("normal scores need finite values; leave out the people who could not be measured")
     ranks = torch.from_numpy(stats.rankdata(values, axis=0))
     return torch.special.ndtri((ranks - 0.5) / len(ranks)).float()
 
