@@ -185,7 +185,10 @@ class DiscriminatorHigh(nn.Module):
 
 
 def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, whiten=False):
-    """All seven by the paper's names. ``c`` 32 is the paper's width; 8 and latent 256 are a quarter of it."""
+    """All seven by the paper's names. ``c`` 32 is the paper's width; 8 and latent 256 are a quarter of it.
+
+    ``whiten``: see `EncoderGround`.
+    """
     return {
         "G^A": Common(size, latent + classes, c),
         "G^L": Low(c),

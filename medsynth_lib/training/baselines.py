@@ -16,8 +16,6 @@ from medsynth_lib.training.loop import Algorithm
 from medsynth_lib.training.svae import gaussian_kl
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
-RECIPE_KEYS = ("size", "latent", "width", "widest", "learning_rate", "constant_until", "decay_until", "final_learning_rate",
-               "steps", "batch_size", "validate_every")  # fmt: skip
 PENALTY = 10.0  # weight of the gradient penalty
 RECOVERY = 10.0  # of alpha-GAN's L1
 ENCODER_WEIGHT, GENERATOR_WEIGHT = 10.0, 20.0  # of VAE-GAN's reconstruction, in the public code of Kwon et al.

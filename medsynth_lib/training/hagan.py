@@ -15,9 +15,6 @@ from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import Algorithm
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
-RECIPE_KEYS = ("size", "latent", "c", "fraction", "classes", "loss", "start", "low_branch", "encoder", "joint", "average",
-               "lean", "channels_last", "checkpoint", "learning_rate", "discriminator_rate", "constant_until", "decay_until",
-               "final_learning_rate", "steps", "batch_size", "validate_every")  # fmt: skip
 LAMBDA = 5.0  # lambda_1 and lambda_2 of equation (8)
 LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
 GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
@@ -57,7 +54,8 @@ class HAGAN(Algorithm):
     ``recipe`` keys:
         size, latent, c, fraction, classes: as in `networks`.
         loss: "paper", $L^H_{GAN} + L^L_{GAN}$ and lambda = 5; or "public", where the two discriminators' logits are averaged
-            before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda alone does nothing.)
+            before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda does nothing
+            unless ``joint`` gives the generator two losses.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
         joint: False, equation (7) as printed: E^G alone learns it. True, a departure: G^A, G^H and G^L learn it with E^G, beside

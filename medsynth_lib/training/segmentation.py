@@ -15,8 +15,6 @@ from medsynth_lib.training.loop import Algorithm
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 STRUCTURES_VERSION = 2
-RECIPE_KEYS = ("width", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial", "intensity",
-               "steps", "batch_size", "validate_every")  # fmt: skip
 INPUTS = ("t1ce", "t2", "flair", "t1")
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}  # BraTS: whole tumour, tumour core, enhancing tumour
 

@@ -7,8 +7,6 @@ from medsynth_lib.models.svae import VAE
 from medsynth_lib.training.loop import Algorithm
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
-RECIPE_KEYS = ("size", "dims", "plane", "slices", "norm", "width", "loss", "kl_weight", "learning_rate", "constant_until",
-               "decay_until", "final_learning_rate", "steps", "batch_size", "validate_every")  # fmt: skip
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of (x, y, z) in RAS order
 
 
