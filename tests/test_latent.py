@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from medsynth_lib.course.latent import largest_piece
+from medsynth_lib.course.hagan import brain_mask
 from medsynth_lib.display.latent import LatentView, explore_latent, walk_figure
 from medsynth_lib.evaluation import latent
 from medsynth_lib.models.hagan import networks
@@ -184,13 +184,13 @@ def test_normal_scores_follow_the_ranks_alone():
         normal_scores(torch.tensor([[1.0], [float("nan")]]))
 
 
-def test_largest_piece():
-    mask = torch.zeros(6, 6, 6, dtype=torch.bool)
-    assert not largest_piece(mask).any()
-    mask[:3, :3, :3] = True
-    body = mask.clone()
-    mask[5, 5, 5] = True
-    assert torch.equal(largest_piece(mask), body)
+def test_specks_are_no_brain():
+    cube = torch.full((1, 6, 6, 6), -1.0)
+    assert not brain_mask(cube).any()
+    cube[0, :3, :3, :3] = 0.5
+    body = cube[0] > 0
+    cube[0, 5, 5, 5] = 0.9
+    assert torch.equal(brain_mask(cube), body)
 
 
 def informed(weight):

@@ -7,8 +7,10 @@ import hashlib
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 
 from medsynth_lib.course.artefacts import scan_identity, train_or_load
 from medsynth_lib.course.data import kind_of, lesson_volumes
@@ -83,8 +85,20 @@ def measure_volumes(cubes, spacings, modality, segmenter=None):
         ml = float(mm.prod()) / 1000
         counts = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) * ml
         structures = dict(zip(STRUCTURES[1:], counts[1:].tolist(), strict=True))
-        rows.append(dict(brain=float((cube > BACKGROUND).sum() * ml)) | structures)
+        rows.append(dict(brain=float(brain_mask(cube).sum() * ml)) | structures)
     return pd.DataFrame(rows)
+
+
+def brain_mask(cube):
+    """The largest connected piece (N, N, N), by shared faces, of what is not background in a T1 cube (1, N, N, N).
+
+    So the specks of a generated background do not count. A blank cube has none.
+    """
+    inside = (cube[0] > BACKGROUND).numpy()
+    pieces, _ = ndimage.label(inside)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return torch.from_numpy(inside & (pieces == sizes.argmax()))
 
 
 def measure_chest(cube, mm):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 
-from medsynth_lib.course.hagan import BACKGROUND, lesson_cubes, measure_volumes, trained_hagan
+from medsynth_lib.course.hagan import brain_mask, lesson_cubes, measure_volumes, trained_hagan
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import to_hu
 from medsynth_lib.data.pool import run
@@ -69,11 +68,7 @@ class Domain:
 
     def measured(self, volumes):
         """Factors (b, k) of volumes, not standardised, as a table; nan where a chest has no lung."""
-        table = measure_volumes(volumes, self.spacing, self.modality, self.segmenter)
-        if self.modality == "t1":  # without the specks of a generated background
-            ml = float(self.spacing.prod()) / 1000
-            table["brain"] = [ml * float(largest_piece(v[0] > BACKGROUND).sum()) for v in volumes]
-        return factors(table, self.modality)
+        return factors(measure_volumes(volumes, self.spacing, self.modality, self.segmenter), self.modality)
 
     def standardised(self, table):
         """A table of factors in standard deviations from the population's mean, (n, k); what never varies keeps its unit."""
@@ -85,7 +80,7 @@ class Domain:
         if self.modality == "t1":
             labels = label_structures(self.segmenter, cube)
             inside = {name: labels == STRUCTURES.index(name) for name in self.names[1:]}
-            return {"brain": largest_piece(cube[0] > BACKGROUND)} | inside
+            return {"brain": brain_mask(cube)} | inside
         try:
             masks = ct.tissue_masks(to_hu(cube[0]).numpy(), self.spacing.tolist())
         except ValueError:
@@ -101,14 +96,6 @@ class Domain:
         """Codes (n, d) of a list of volumes (1, S, S, S) by the encoder."""
         encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(cubes).split(batch)
         return torch.cat([encode(*encoders, x.to(self.device), self.depth).cpu() for x in parts])
-
-
-def largest_piece(mask):
-    """The largest connected piece of a boolean mask (x, y, z), by shared faces; an empty mask stays empty."""
-    pieces, _ = ndimage.label(mask.numpy())
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return torch.from_numpy(pieces == sizes.argmax()) & mask
 
 
 def open_domain(lesson, modality, real, segmenter=None):

@@ -108,7 +108,7 @@ class Whitening(nn.Module):
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def forward(self, codes):
-        codes = codes.float() if codes.dtype in (torch.bfloat16, torch.float16) else codes
+        codes = codes.to(self.mean)  # autocast hands 16-bit numbers over
         if self.training:
             self.remember(codes.detach())
         values, vectors = torch.linalg.eigh(self.covariance)

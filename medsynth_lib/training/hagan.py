@@ -110,16 +110,15 @@ class HAGAN(Algorithm):
         real = select_high(x, r, self.depth), low_resolution(x)
         losses = self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
         adversarial, recovery = lambda: self.generator_loss(len(x), r, label), lambda: self.ground_loss(x, real, r, label)
-        joint = self.recipe["joint"] and self.recipe["encoder"]
-        if joint:
+        if self.recipe["encoder"] and self.recipe["joint"]:
             losses |= self.update((*GENERATOR, "E^G"), g=adversarial, e_ground=recovery)
         else:
             losses |= self.update(GENERATOR, g=adversarial)
         self.average()
         if self.recipe["encoder"]:
             losses |= self.update(("E^H",), e_high=lambda: self.high_loss(real[0]))
-        if self.recipe["encoder"] and not joint:
-            losses |= self.update(("E^G",), e_ground=recovery)
+            if not self.recipe["joint"]:
+                losses |= self.update(("E^G",), e_ground=recovery)
         return losses
 
     def update(self, names, **losses):
