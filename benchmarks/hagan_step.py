@@ -25,7 +25,8 @@ from common import arguments, peak_gib, write
 from medsynth_lib.training.hagan import HAGAN
 
 RECIPE = dict(latent=1024, c=32, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True, encoder=True,
-              joint=False, average=0.0, learning_rate=1e-4, discriminator_rate=4.0, constant_until=1.0, decay_until=2.0,
+              joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
+              average=0.0, learning_rate=1e-4, discriminator_rate=4.0, constant_until=1.0, decay_until=2.0,
               final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
 STEPS = {"D": ("D^H", "D^L"), "G": ("G^A", "G^L", "G^H"), "E^H": ("E^H",), "E^G": ("E^G",)}
 

@@ -16,7 +16,8 @@ from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import fit
 
 RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
-              encoder=True, joint=False, average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3,
+              encoder=True, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
+              average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3,
               discriminator_rate=4.0, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
@@ -215,12 +216,12 @@ def test_variants_have_the_same_gradients(step, changes):
         assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
 
 
-@pytest.mark.parametrize("b, joint", [(1, False), (2, False), (2, True)])
-def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, joint):
+@pytest.mark.parametrize("b, joint, beta_1", [(1, False, 0.0), (2, False, 0.0), (2, True, 0.0), (2, True, 0.5)])
+def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, joint, beta_1):
     """Three whole iterations in fp64: losses and weights within 1e-8; batch size 1 works."""
     torch.set_default_dtype(torch.float64)
     try:
-        plain, lean = (algorithm(torch.float64, joint=joint, **form) for form in FORMS)
+        plain, lean = (algorithm(torch.float64, joint=joint, beta_1=beta_1, **form) for form in FORMS)
         for k in range(3):
             losses = []
             for model in (plain, lean):

@@ -195,7 +195,8 @@ def test_specks_are_no_brain():
 
 def informed(weight):
     recipe = dict(size=32, latent=8, c=2, fraction=0.25, classes=0, loss="paper", start="aligned", low_branch=True,
-                  encoder=False, joint=False, average=0.5, lean=True, channels_last=False, checkpoint=False,
+                  encoder=False, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
+              average=0.5, lean=True, channels_last=False, checkpoint=False,
                   learning_rate=0.002, discriminator_rate=4.0, constant_until=1.0, decay_until=2.0,
                   final_learning_rate=0.0, information_weight=weight)  # fmt: skip
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ import inspect
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.networks.nets import SegResNet, UNet
@@ -25,7 +26,7 @@ from medsynth_lib.evaluation.memory import (
     plan,
     training,
 )
-from medsynth_lib.evaluation.work import attainable, work
+from medsynth_lib.evaluation.work import attainable, by_phase, least_seconds, operations
 from medsynth_lib.models import hagan_lean
 
 FLOAT = 4  # bytes
@@ -377,8 +378,8 @@ def test_out_of_memory_becomes_advice(plain_plan):
     assert lines[0] == "Out of memory: the device has 4.0 GiB. Estimated needs:"
     assert lines[1:4] == [
         "  128^3, batch 2, fp32: about 5.6 GiB",
-        "  128^3, batch 1, fp32: about 3.3 GiB, fits",
-        "  128^3, batch 2, fp32, checkpointing: about 3.3 GiB, fits",
+        "  128^3, batch 1, fp32: about 3.3 GiB, fits, but tightly",
+        "  128^3, batch 2, fp32, checkpointing: about 3.3 GiB, fits, but tightly",
     ]
     assert memory.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
@@ -412,7 +413,8 @@ def failing(monkeypatch, tmp_path):
 
 SMALL = dict(latent=8, learning_rate=1e-3, batch_size=2)
 HAGAN = dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, classes=0, loss="public", start="aligned", low_branch=True,
-             encoder=True, joint=False, average=0.999, lean=False, channels_last=False, checkpoint=False,
+             encoder=True, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
+              average=0.999, lean=False, channels_last=False, checkpoint=False,
              discriminator_rate=4.0)  # fmt: skip
 
 
@@ -463,7 +465,7 @@ def test_advice_on_a_step_that_cannot_be_planned():
 
 def test_work_by_hand():
     """8 -> 4 on a batch of 3: a product forward and one backward, for the weights; a view moves nothing."""
-    products = work(lambda: trained(nn.Linear(8, 4, bias=False), torch.rand(3, 8), optimiser=None))
+    products = by_phase(operations(lambda: trained(nn.Linear(8, 4, bias=False), torch.rand(3, 8), optimiser=None)))
     assert products["flop"].to_dict() == {"forward": 2 * 3 * 8 * 4, "backward": 2 * 3 * 8 * 4}
     x, y = torch.rand(10, 10), torch.rand(100)
 
@@ -472,21 +474,27 @@ def test_work_by_hand():
             assert x.device.type  # a question, and reserved memory: nothing moves
             return torch.empty_like(y), x.view(100) + y
 
-    moved = work(lambda: Training(step, {}, {}, {}))
+    moved = by_phase(operations(lambda: Training(step, {}, {}, {})))
     assert moved.loc["sum", ["flop", "bytes"]].tolist() == [0, 3 * 400]
 
 
 def test_work_of_a_hagan_step():
     """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
-    cost = work(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
+    cost = operations(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
     assert cost["flop"].sum() == pytest.approx(1556e9, rel=0.03)
-    lean = work(lambda: memory.unsupervised(hagan(128, lean=True), Setting(128, 2)))
+    lean = operations(lambda: memory.unsupervised(hagan(128, lean=True), Setting(128, 2)))
     assert lean["bytes"].sum() < cost["bytes"].sum()  # up-sampled tensors are never written
 
 
 def test_roofline():
     assert attainable(2.0, 100.0, 10.0) == 20 and attainable(50.0, 100.0, 10.0) == 100
     assert attainable(np.array([1.0, 1e9]), 100.0, 10.0).tolist() == [10, 100]
+
+
+def test_a_step_waits_for_each_operation_in_turn():
+    """A product of 400 FLOP and 40 bytes, an addition of 0 and 100: alone they take 4 and 10 s, not max(4, 14) together."""
+    step = pd.DataFrame({"flop": [400, 0], "bytes": [40, 100]})
+    assert least_seconds(step, 100.0, 10.0).tolist() == [4.0, 10.0]
 
 
 def test_command_line(capsys):

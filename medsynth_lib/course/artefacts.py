@@ -193,8 +193,7 @@ def load(folder, origin, device="cpu"):
 
 
 def ship(folder, target):
-    """Copy an artefact for shipping: weights and all texts, in half precision (running moments excepted), without the
-    trainer's state.
+    """Copy an artefact for shipping: weights and all texts, in half precision, without the trainer's state.
 
     Of a network with a running mean only that is copied.
     """
@@ -202,9 +201,7 @@ def ship(folder, target):
     names = ("recipe.yaml", "contract.yaml", "history.csv", "environment.json")
     texts = {name: (folder / name).read_bytes() for name in names}
     tensors = load_file(folder / "weights.safetensors")
-    weights = {
-        k: v if "whitening" in k else v.half() for k, v in tensors.items() if f"mean {k}" not in tensors
-    }  # small differences in a covariance are large ones in its inverse
+    weights = {k: v.half() for k, v in tensors.items() if f"mean {k}" not in tensors}
     if target.exists():
         shutil.rmtree(target)
     with atomic(target) as temporary:

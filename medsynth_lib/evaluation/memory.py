@@ -41,6 +41,8 @@ from torch.utils.checkpoint import checkpoint
 PARTS = ("parameters", "gradients", "optimiser state", "activations", "temporaries", "buffers", "inputs")
 MIB, GIB = 2**20, 2**30
 FORWARD, AGAIN, BACKWARD = range(3)
+OUTSIDE = "(outside any layer)"  # made by no module's forward pass, nor by the backward pass of one: second derivatives, inputs
+TIGHT = 0.8  # of a card: the paper's card held up to a fifth more than `on_a_card` says (Table VIII at 128 and 256)
 ACTIVE = []  # the accounts that `phase` speaks to
 
 
@@ -246,7 +248,7 @@ def report(events):
     """The Report of an Account's events."""
     changes = [change for change, _, _ in events]
     held = pd.DataFrame(
-        {"layer": [s.layer for _, s, _ in events], "part": [s.part for _, s, _ in events], "bytes": changes}
+        {"layer": [s.layer or OUTSIDE for _, s, _ in events], "part": [s.part for _, s, _ in events], "bytes": changes}
     )
     steps = np.zeros((len(events), len(PARTS)), np.int64)
     steps[np.arange(len(events)), held["part"].map(PARTS.index)] = changes
@@ -446,6 +448,7 @@ def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, 
 
     recipe = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", start="aligned")
     recipe |= dict(low_branch=True, encoder=True, joint=False, average=0.999, lean=lean, channels_last=False)
+    recipe |= dict(lam=5.0, kl_weight=0.0, recovery_first=0.0, beta_1=0.0)
     algorithm = HAGAN(recipe | dict(checkpoint=checkpoint, learning_rate=1e-4, discriminator_rate=4.0))
     for name in algorithm.optimisers:
         network = algorithm.networks[name]
@@ -592,7 +595,8 @@ def advice(error, build, setting, memory, others=(), **task):
         with contextlib.suppress(ValueError, RuntimeError):
             needs = on_a_card(plan(make, **asdict(lever), **task).peak)
             name = ", ".join(filter(None, [str(lever), name]))
-            lines.append(f"  {name}: about {needs / GIB:.1f} GiB" + (", fits" if needs <= memory else ""))
+            verdict = "" if needs > memory else ", fits" if needs <= TIGHT * memory else ", fits, but tightly"
+            lines.append(f"  {name}: about {needs / GIB:.1f} GiB{verdict}")
     lines = lines or ["  none: this step cannot be planned, since its course depends on values"]
     return f"Out of memory: the device has {memory / GIB:.1f} GiB. Estimated needs:\n" + "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What a training step computes and moves: FLOP and bytes by phase, counted on fake tensors; the roofline."""
+"""What a training step computes and moves: FLOP and bytes of every operation, counted on fake tensors; the roofline."""
 
 import time
 
@@ -15,7 +15,7 @@ MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_stri
 
 
 class Work(TorchDispatchMode):
-    """Counts each operation below autograd while active: ``counts[phase]`` is [FLOP, bytes].
+    """Notes each operation below autograd while active: ``operations`` lists (phase, name, FLOP, bytes).
 
     FLOP, two a multiply-add, are those of convolutions and matrix products. Bytes are every operation's inputs and outputs, once
     each, as if nothing stayed in a cache between operations; views, questions and memory that is only reserved move nothing.
@@ -23,7 +23,7 @@ class Work(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.phases, self.counts = ["other"], {}
+        self.phases, self.operations = ["other"], []
 
     def __enter__(self):
         ACTIVE.append(self)
@@ -36,24 +36,33 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = run(func, args, kwargs)
-        count = self.counts.setdefault(self.phases[-1], [0, 0])
-        if func._overloadpacket in flop_registry:
-            count[0] += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-        if tensors(out) and not func.is_view and func._overloadpacket not in MOVES_NOTHING:
-            count[1] += sum(t.numel() * t.element_size() for t in tensors((args, kwargs, out)))
+        kind, flop, moved = func._overloadpacket, 0, 0
+        if kind in flop_registry:
+            flop = flop_registry[kind](*args, **kwargs, out_val=out)
+        if tensors(out) and not func.is_view and kind not in MOVES_NOTHING:
+            moved = sum(t.numel() * t.element_size() for t in tensors((args, kwargs, out)))
+        self.operations.append((self.phases[-1], str(kind), flop, moved))
         return out
 
 
-def work(build):
-    """FLOP and bytes of one step of the Training that ``build()`` makes: a DataFrame, a row a phase, and "intensity", their
-    ratio in FLOP a byte.
-    """
-    with fake_tensors(), Work() as counter:
+def operations(build):
+    """One step of the Training that ``build()`` makes: a DataFrame, a row an operation, of "phase", "name", "flop", "bytes"."""
+    with fake_tensors(), Work() as work:
         training = build()
-        counter.counts.clear()
+        work.operations.clear()
         training.step()
-    table = pd.DataFrame.from_dict(counter.counts, orient="index", columns=["flop", "bytes"])
+    return pd.DataFrame(work.operations, columns=["phase", "name", "flop", "bytes"])
+
+
+def by_phase(step):
+    """`operations` summed: a DataFrame, a row a phase, and "intensity", FLOP a byte."""
+    table = step.groupby("phase", sort=False)[["flop", "bytes"]].sum()
     return table.assign(intensity=table["flop"] / table["bytes"])
+
+
+def least_seconds(step, flops, bandwidth):
+    """What each of the `operations` takes at least on a device with these peaks: one waits for arithmetic or for memory."""
+    return np.maximum(step["flop"] / flops, step["bytes"] / bandwidth)
 
 
 def attainable(intensity, flops, bandwidth):
@@ -61,11 +70,12 @@ def attainable(intensity, flops, bandwidth):
     return np.minimum(flops, bandwidth * np.asarray(intensity))
 
 
-# peaks by data sheet: single-precision FLOP/s without tensor cores, bytes/s of the memory
+# peaks by data sheet: single-precision FLOP/s, without tensor cores but where it says TF32; bytes/s of the memory
 DEVICES = {
     "Titan Xp (the paper trained on)": (12.1e12, 548e9),
     "V100 16 GB (the paper measured on)": (15.7e12, 900e9),
     "A100 40 GB": (19.5e12, 1555e9),
+    "A100 40 GB, TF32 (what PyTorch allows in convolutions)": (156e12, 1555e9),
 }
 
 

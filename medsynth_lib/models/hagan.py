@@ -92,49 +92,24 @@ class EncoderHigh(nn.Module):
         return self.layers(x)
 
 
-class Whitening(nn.Module):
-    """Codes (b, latent) to codes with mean 0 and covariance I over those of the last few hundred people, as z ~ N(0, I) has.
+class EncoderGround(nn.Module):
+    """E^G: the features of all sub-volumes (b, 2c, S/4, S/4, S/4) to a code (b, latent).
 
-    ZCA with running moments, which no gradient sees. In evaluation the moments stay as they are, and it is an affine map.
-    It needs more people than elements of the code.
+    ``variational``: to a Gaussian of codes, as the encoder of a VAE; the code is its mean.
     """
 
-    def __init__(self, latent, decay=0.99):
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("mean", torch.zeros(latent))
-        self.register_buffer("covariance", torch.eye(latent))
-
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
-    def forward(self, codes):
-        codes = codes.to(self.mean)  # autocast hands 16-bit numbers over
-        if self.training:
-            self.remember(codes.detach())
-        values, vectors = torch.linalg.eigh(self.covariance)
-        scale = (values.clamp(min=0) + 1e-4 * values.mean()).rsqrt()  # what hardly varies is not blown up to 1
-        return (codes - self.mean) @ (vectors * scale) @ vectors.T
-
-    @torch.no_grad()
-    def remember(self, codes):
-        self.mean.lerp_(codes.mean(0), 1 - self.decay)
-        deviations = codes - self.mean
-        self.covariance.lerp_(deviations.T @ deviations / len(codes), 1 - self.decay)
-
-
-class EncoderGround(nn.Module):
-    """E^G: the features of all sub-volumes (b, 2c, S/4, S/4, S/4) to a code (b, latent), `Whitening` behind it if so asked."""
-
-    def __init__(self, size=256, latent=1024, c=32, whiten=False):
+    def __init__(self, size=256, latent=1024, c=32, variational=False):
         super().__init__()
         require_size(size)
         widths = [2 * c] + [max(1, 8 * c >> k) for k in reversed(range(levels(size)))]  # ... 4c, 8c
         steps = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nn.Sequential(*(down(i, o) for i, o in steps), nn.Conv3d(8 * c, latent, 4))
-        self.whitening = Whitening(latent) if whiten else nn.Identity()
+        last = nn.Conv3d(8 * c, latent * (2 if variational else 1), 4)
+        self.layers, self.latent = nn.Sequential(*(down(i, o) for i, o in steps), last), latent
 
-    def forward(self, a):
-        return self.whitening(self.layers(a).flatten(1))
+    def forward(self, a, posterior=False):
+        """Codes; or with ``posterior`` mean and log variance, each (b, latent), the second empty without ``variational``."""
+        mean, log_variance = self.layers(a).flatten(1).tensor_split([self.latent], 1)
+        return (mean, log_variance) if posterior else mean
 
 
 class DiscriminatorLow(nn.Module):
@@ -184,10 +159,10 @@ class DiscriminatorHigh(nn.Module):
         return self.last(x) if self.label is None else torch.cat([self.last(x), self.label(x)], 1)
 
 
-def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, whiten=False):
+def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, variational=False):
     """All seven by the paper's names. ``c`` 32 is the paper's width; 8 and latent 256 are a quarter of it.
 
-    ``whiten``: see `EncoderGround`.
+    ``variational``: see `EncoderGround`.
     """
     return {
         "G^A": Common(size, latent + classes, c),
@@ -196,5 +171,5 @@ def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, whiten=Fals
         "D^H": DiscriminatorHigh(size, fraction, c, classes),
         "D^L": DiscriminatorLow(size, c, classes),
         "E^H": EncoderHigh(c),
-        "E^G": EncoderGround(size, latent, c, whiten),
+        "E^G": EncoderGround(size, latent, c, variational),
     }

@@ -13,9 +13,9 @@ from medsynth_lib.models.hagan import networks, require_size
 from medsynth_lib.models.hagan_lean import fork, make_lean
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import Algorithm
+from medsynth_lib.training.svae import gaussian_kl
 
-VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
-LAMBDA = 5.0  # lambda_1 and lambda_2 of equation (8)
+VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
 GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
 
@@ -53,15 +53,19 @@ class HAGAN(Algorithm):
 
     ``recipe`` keys:
         size, latent, c, fraction, classes: as in `networks`.
-        loss: "paper", $L^H_{GAN} + L^L_{GAN}$ and lambda = 5; or "public", where the two discriminators' logits are averaged
-            before one cross-entropy and both terms of (7) weigh 1/2. (Adam ignores a loss's scale: lambda does nothing
-            unless ``joint`` gives the generator two losses.)
+        loss: "paper", $L^H_{GAN} + L^L_{GAN}$; or "public", where the two discriminators' logits are averaged before one
+            cross-entropy and both terms of (7) weigh 1/2.
+        lam: lambda_1 = lambda_2 of (8), 5 in the paper. (Adam ignores a loss's scale: lambda does nothing unless ``joint`` gives
+            the generator two losses.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
         joint: False, equation (7) as printed: E^G alone learns it. True, a departure: G^A, G^H and G^L learn it with E^G, beside
-            their own loss, and codes are whitened, so that recovery and sampling use the same codes. Only then can the term
-            keep the generator from collapsing, as the paper's discussion says it does.
+            their own loss, and E^G is that of a VAE: codes are drawn from q(z | X), whose KL to N(0, I), the sum over elements,
+            weighs ``kl_weight``. So recovery and sampling use the same codes, and the term can keep the generator from
+            collapsing, as the paper's discussion says it does.
+        recovery_first: share of the steps, at the beginning, without the adversarial game; above 0 with ``joint`` alone.
         discriminator_rate: learning rate of D^H and D^L as a multiple of the others' (4 in section II-E).
+        beta_1: of Adam; 0 in section II-E.
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
         channels_last: weights, and with them activations, in the layout channels_last_3d.
@@ -75,9 +79,12 @@ class HAGAN(Algorithm):
             if recipe[key] not in allowed:
                 raise ValueError(f"{key} {recipe[key]!r} is unknown; use one of {allowed}")
         self.recipe, self.size, self.classes = recipe, recipe["size"], recipe["classes"]
+        self.recovers_only = False
         require_size(self.size, recipe["fraction"])
         self.depth = int(self.size * recipe["fraction"])
         self.reads = ("x", "label") if self.classes else ("x",)
+        if recipe["recovery_first"] and not (recipe["joint"] and recipe["encoder"]):
+            raise ValueError("recovery_first needs joint and encoder: nothing else would teach the generator at the beginning")
         self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes, recipe["joint"])
         absent = (() if recipe["low_branch"] else ("G^L", "D^L")) + (() if recipe["encoder"] else ENCODER)
         for name in absent:
@@ -93,13 +100,17 @@ class HAGAN(Algorithm):
             for network in self.networks.values():
                 network.to(memory_format=torch.channels_last_3d)
 
+    def learning_rate(self, step, steps):
+        self.recovers_only = step < self.recipe["recovery_first"] * steps
+        return super().learning_rate(step, steps)
+
     def optimiser(self, name):
-        """Adam with beta_1 = 0 (section II-E)."""
+        """Adam (section II-E)."""
         rate = self.recipe["discriminator_rate"] if name.startswith("D") else 1.0
         groups = [{"params": list(self.networks[name].parameters()), "rate": rate}]
-        if self.recipe["lean"]:
+        if self.recipe["lean"] and self.recipe["beta_1"] == 0:
             return SecondMomentAdam(groups, self.recipe["learning_rate"])
-        return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(0.0, 0.999))
+        return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(self.recipe["beta_1"], 0.999))
 
     # -- one iteration ---------------------------------------------------------------------------------------------------
 
@@ -108,12 +119,15 @@ class HAGAN(Algorithm):
         x, label = batch["x"], batch.get("label")
         r = draw_start(self.size, self.depth, self.recipe["start"])
         real = select_high(x, r, self.depth), low_resolution(x)
-        losses = self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
         adversarial, recovery = lambda: self.generator_loss(len(x), r, label), lambda: self.ground_loss(x, real, r, label)
-        if self.recipe["encoder"] and self.recipe["joint"]:
-            losses |= self.update((*GENERATOR, "E^G"), g=adversarial, e_ground=recovery)
+        if self.recovers_only:
+            losses = self.update((*GENERATOR, "E^G"), e_ground=recovery)
         else:
-            losses |= self.update(GENERATOR, g=adversarial)
+            losses = self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
+            together = self.recipe["encoder"] and self.recipe["joint"]
+            both = (*GENERATOR, "E^G"), dict(g=adversarial, e_ground=recovery)
+            names, terms = both if together else (GENERATOR, dict(g=adversarial))
+            losses |= self.update(names, **terms)
         self.average()
         if self.recipe["encoder"]:
             losses |= self.update(("E^H",), e_high=lambda: self.high_loss(real[0]))
@@ -140,7 +154,7 @@ class HAGAN(Algorithm):
         """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
         owner = self.backward.__self__
         alone = owner is self or owner.world_size == 1 and owner.strategy.precision.precision != "16-mixed"
-        if self.recipe["lean"] and alone:
+        if self.recipe["lean"] and self.recipe["beta_1"] == 0 and alone:
             for name in names:
                 self.optimisers[name].at_once(on)
 
@@ -179,18 +193,25 @@ class HAGAN(Algorithm):
 
     def high_loss(self, x_r):
         """Equation (6): a sub-volume from its own features."""
-        return self.weight() * F.l1_loss(self.networks["G^H"](self.networks["E^H"](x_r)), x_r)
+        loss = F.l1_loss(self.networks["G^H"](self.networks["E^H"](x_r)), x_r)
+        return self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss
 
     def ground_loss(self, x, real, r, label):
         """Equation (7): the sub-volume and the small whole from the code of the whole volume."""
         with torch.no_grad():  # E^H does not learn here
             features = self.features(x)
-        x_r, x_low = self.generate(self.with_label(self.networks["E^G"](features), label), r)
+        z, prior = self.codes(features)
+        x_r, x_low = self.generate(self.with_label(z, label), r)
         loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)
-        return self.weight() * loss if self.recipe["loss"] == "paper" else loss / 2
+        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + prior
 
-    def weight(self):
-        return LAMBDA if self.recipe["loss"] == "paper" else 1.0
+    def codes(self, features):
+        """Codes of a batch for equation (7), and what their distribution costs; as printed that is nothing."""
+        mean, log_variance = self.networks["E^G"](features, posterior=True)
+        if not self.recipe["joint"]:
+            return mean, 0
+        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        return z, self.recipe["kl_weight"] * gaussian_kl(mean, log_variance).sum(1).mean()
 
     def adversarial(self, logits, real):
         """Cross-entropy of the pair of logits (D^H, D^L), each (b, 1 + classes); the first column judges real or fake."""
