@@ -22,12 +22,8 @@ import torch
 import torch.nn.functional as F
 from common import arguments, peak_gib, write
 
-from medsynth_lib.training.hagan import HAGAN
+from medsynth_lib.training.hagan import HAGAN, PAPER
 
-RECIPE = dict(latent=1024, c=32, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True, encoder=True,
-              joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
-              average=0.0, learning_rate=1e-4, discriminator_rate=4.0, constant_until=1.0, decay_until=2.0,
-              final_learning_rate=0.0, channels_last=False, checkpoint=False)  # fmt: skip
 STEPS = {"D": ("D^H", "D^L"), "G": ("G^A", "G^L", "G^H"), "E^H": ("E^H",), "E^G": ("E^G",)}
 
 
@@ -51,7 +47,7 @@ class Ours:
 
     def __init__(self, size, lean, device, bf16):
         self.model, self.clock, self.bf16, self.device = (
-            HAGAN(RECIPE | dict(size=size, lean=lean)),
+            HAGAN(PAPER | dict(size=size, loss="public", lean=lean)),
             Clock(device),
             bf16,
             device,
@@ -61,8 +57,8 @@ class Ours:
         self.names, self.update = {names: step for step, names in STEPS.items()}, self.model.update
         self.model.update = self.timed
 
-    def timed(self, names, loss):
-        return self.clock.measure(self.names[names], lambda: self.update(names, loss))
+    def timed(self, names, **losses):
+        return self.clock.measure(self.names[names], lambda: self.update(names, **losses))
 
     def iterate(self, x):
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):

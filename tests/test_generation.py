@@ -7,7 +7,7 @@ from monai.metrics.regression import compute_ssim_and_cs
 
 from medsynth_lib.evaluation import generation
 from medsynth_lib.evaluation.generation import distances, generate, ms_ssim, nearest_neighbours, pairwise_ms_ssim
-from medsynth_lib.training.hagan import HAGAN
+from medsynth_lib.training.hagan import HAGAN, PAPER
 
 
 def volumes(n, seed=0, size=32):
@@ -77,10 +77,7 @@ def test_distances_do_not_depend_on_the_order():
 
 
 def test_samples_come_from_the_running_mean_where_there_is_one():
-    recipe = dict(size=32, latent=4, c=2, fraction=1 / 4, classes=0, loss="paper", start="aligned", low_branch=True,
-                  encoder=True, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
-              average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3,
-                  discriminator_rate=4.0)  # fmt: skip
+    recipe = PAPER | dict(size=32, latent=4, c=2, fraction=1 / 4, average=0.9, lean=True)
     torch.manual_seed(0)
     networks, z = HAGAN(recipe).networks, torch.randn(3, 4)
     assert torch.allclose(generate(networks, z), generate(networks, z, average=False), atol=1e-5)

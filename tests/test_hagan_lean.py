@@ -11,14 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from medsynth_lib.models import hagan as models
 from medsynth_lib.models import hagan_lean
 from medsynth_lib.training import hagan_lean as training
-from medsynth_lib.training.hagan import GENERATOR, HAGAN, low_resolution, select_high
+from medsynth_lib.training.hagan import GENERATOR, HAGAN, PAPER, low_resolution, select_high
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import fit
 
-RECIPE = dict(size=32, latent=16, c=4, fraction=1 / 8, classes=0, loss="public", start="aligned", low_branch=True,
-              encoder=True, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
-              average=0.9, lean=True, channels_last=False, checkpoint=False, learning_rate=1e-3,
-              discriminator_rate=4.0, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)  # fmt: skip
+RECIPE = PAPER | dict(size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3)
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
 
@@ -259,21 +256,27 @@ def test_several_processes_and_scaled_losses_step_after_the_backward_pass():
         assert len(model.optimisers["E^H"].state) == len(list(model.networks["E^H"].parameters()))
 
 
-def test_a_killed_training_resumes_to_the_bit(tmp_path):
+@pytest.mark.parametrize("until", [1, 3])  # within the recovery, and within the game
+@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.5, beta_1=0.5)])
+def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until):
     data = [{"x": v} for v in volumes(3)]
     settings = dict(steps=4, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
-    whole, parts, again = algorithm(), algorithm(), algorithm()
+    whole, parts, again = (algorithm(**changes) for _ in range(3))
     fit(whole, data, data[:1], tmp_path / "whole", **settings)
-    fit(parts, data, data[:1], tmp_path / "parts", until=3, **settings)
+    fit(parts, data, data[:1], tmp_path / "parts", until=until, **settings)
     fit(again, data, data[:1], tmp_path / "parts", **settings)
     for name, network in whole.networks.items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, again.networks[name].state_dict()[key]), (name, key)
+    steps = dict.fromkeys(whole.optimisers, 4)
+    if changes:  # two of recovery, one of counting, one of the game
+        steps |= {"D^H": 1, "D^L": 1, "E^H": 2, "E^G": 2}
     for name, optimiser in whole.optimisers.items():
         state, resumed = (o.state_dict()["state"] for o in (optimiser, again.optimisers[name]))
         assert state.keys() == resumed.keys()
         for p, q in ((state[k], resumed[k]) for k in state):
-            assert int(p["step"]) == int(q["step"]) == 4 and torch.equal(p["exp_avg_sq"], q["exp_avg_sq"])
+            assert int(p["step"]) == int(q["step"]) == steps[name]
+            assert p.keys() == q.keys() and all(torch.equal(torch.as_tensor(p[k]), torch.as_tensor(q[k])) for k in p)
 
 
 def test_mixed_precision_gives_what_the_plain_form_gives():

@@ -13,7 +13,7 @@ from medsynth_lib.course.hagan import brain_mask
 from medsynth_lib.display.latent import LatentView, explore_latent, walk_figure
 from medsynth_lib.evaluation import latent
 from medsynth_lib.models.hagan import networks
-from medsynth_lib.training.hagan import HAGAN, sample
+from medsynth_lib.training.hagan import HAGAN, PAPER, sample
 from medsynth_lib.training.hagan_information import InformedHAGAN, Posterior, information_bound, normal_scores
 
 DOSES = torch.linspace(-2, 2, 5)
@@ -194,11 +194,8 @@ def test_specks_are_no_brain():
 
 
 def informed(weight):
-    recipe = dict(size=32, latent=8, c=2, fraction=0.25, classes=0, loss="paper", start="aligned", low_branch=True,
-                  encoder=False, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
-              average=0.5, lean=True, channels_last=False, checkpoint=False,
-                  learning_rate=0.002, discriminator_rate=4.0, constant_until=1.0, decay_until=2.0,
-                  final_learning_rate=0.0, information_weight=weight)  # fmt: skip
+    recipe = PAPER | dict(size=32, latent=8, c=2, fraction=0.25, encoder=False, joint=True, beta_1=0.5, average=0.5, lean=True)
+    recipe |= dict(learning_rate=0.002, information_weight=weight)
     torch.manual_seed(0)
     start = networks(32, 8, 2, 0.25)
     start |= {f"mean {n}": start[n] for n in ("G^A", "G^L", "G^H")} | {"Q": Posterior(2)}

@@ -28,6 +28,7 @@ from medsynth_lib.evaluation.memory import (
 )
 from medsynth_lib.evaluation.work import attainable, by_phase, least_seconds, operations
 from medsynth_lib.models import hagan_lean
+from medsynth_lib.training.hagan import PAPER
 
 FLOAT = 4  # bytes
 ONE = FLOAT  # the gradient of the loss, 1.0: made before the backward pass and read in it, so it counts as stored
@@ -412,10 +413,7 @@ def failing(monkeypatch, tmp_path):
 
 
 SMALL = dict(latent=8, learning_rate=1e-3, batch_size=2)
-HAGAN = dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, classes=0, loss="public", start="aligned", low_branch=True,
-             encoder=True, joint=False, lam=5.0, kl_weight=0.01, recovery_first=0.0, beta_1=0.0,
-              average=0.999, lean=False, channels_last=False, checkpoint=False,
-             discriminator_rate=4.0)  # fmt: skip
+HAGAN = PAPER | dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, loss="public", average=0.999, latent=8, learning_rate=1e-3)
 
 
 @pytest.mark.parametrize("recipe, sample, levers", [

@@ -8,6 +8,7 @@ changed number is another artefact, and shipped weights outlive commits that do 
 import functools
 import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -66,6 +67,7 @@ def train_or_load(name, recipe, train, tune, fabric=None):
             algorithm reads; everything in it is part of the key.
         train, tune: PairedVolumes, or Cubes, of one contract.
 
+    With MEDSYNTH_COMPILE=1 networks are compiled (torch.compile): other rounding and other seconds.
     An interrupted training goes on from its checkpoint at the next call. Where memory runs out, the error says what to change.
     Raises ValueError for a damaged artefact, naming the folder to delete.
     """
@@ -82,6 +84,9 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     make, _ = ALGORITHMS[recipe["algorithm"]]
     torch.manual_seed(recipe["seed"])
     algorithm = make(recipe)
+    if compiles():
+        for name in algorithm.optimisers:
+            algorithm.networks[name].compile()  # at its first call
     settings = {k: recipe[k] for k in ("steps", "seed", "batch_size", "validate_every")}
     try:
         loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)
@@ -119,15 +124,30 @@ def memory_advice(error, recipe, sample, device):
 
 
 def default_fabric():
-    """One GPU where there is one, else the CPU, and not a Mac's MPS: exact resume is promised on the CPU."""
-    return Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1)
+    """One GPU where there is one, else the CPU, and not a Mac's MPS: exact resume is promised on the CPU.
+
+    MEDSYNTH_PRECISION: "32-true", the default, or "bf16-mixed". (Of "16-mixed", the scale of one network's loss would be
+    applied to the next, since several take their steps in turn.)
+    """
+    if precision() not in ("32-true", "bf16-mixed"):
+        raise ValueError(f"MEDSYNTH_PRECISION is {precision()!r}; set it to 32-true or bf16-mixed")
+    return Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=1, precision=precision())
+
+
+def precision():
+    return os.environ.get("MEDSYNTH_PRECISION") or "32-true"
+
+
+def compiles():
+    return os.environ.get("MEDSYNTH_COMPILE") == "1"
 
 
 def artefact_key(recipe, train, tune):
-    """Eight hexadecimal digits that change with the recipe, the scans, the preprocessing and the algorithm's VERSION."""
+    """Eight hexadecimal digits that change with recipe, scans, preprocessing, precision and the algorithm's VERSION."""
     _, algorithm_version = ALGORITHMS[recipe["algorithm"]]
     scans = [scan_identity(row, data) for data in (train, tune) for _, row in data.frame.iterrows()]
-    text = json.dumps([recipe, algorithm_version, scans, asdict(train.contract)], sort_keys=True)
+    other = [] if precision() == "32-true" else [precision()]
+    text = json.dumps([recipe, algorithm_version, scans, asdict(train.contract), *other], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -149,6 +169,8 @@ def save(folder, algorithm, recipe, contract, device, seconds):
         python=platform.python_version(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
+        precision=precision(),
+        compiled=compiles(),
         seconds_in_last_session=round(seconds, 1),
     )
     write_text(folder / "environment.json", json.dumps(environment, indent=1))

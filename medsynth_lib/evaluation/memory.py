@@ -41,7 +41,7 @@ from torch.utils.checkpoint import checkpoint
 PARTS = ("parameters", "gradients", "optimiser state", "activations", "temporaries", "buffers", "inputs")
 MIB, GIB = 2**20, 2**30
 FORWARD, AGAIN, BACKWARD = range(3)
-OUTSIDE = "(outside any layer)"  # made by no module's forward pass, nor by the backward pass of one: second derivatives, inputs
+OUTSIDE = "(outside any layer)"  # made in no named module's forward pass, nor in its backward pass: inputs, second derivatives
 TIGHT = 0.8  # of a card: the paper's card held up to a fifth more than `on_a_card` says (Table VIII at 128 and 256)
 ACTIVE = []  # the accounts that `phase` speaks to
 
@@ -443,13 +443,11 @@ def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, 
     """
     with _disable_current_modes():  # a module's constants must not be fake
         from medsynth_lib.models.hagan_lean import fuse_up_sampling, store_less
-        from medsynth_lib.training.hagan import HAGAN
+        from medsynth_lib.training.hagan import HAGAN, PAPER
         from medsynth_lib.training.hagan_lean import SecondMomentAdam
 
-    recipe = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", start="aligned")
-    recipe |= dict(low_branch=True, encoder=True, joint=False, average=0.999, lean=lean, channels_last=False)
-    recipe |= dict(lam=5.0, kl_weight=0.0, recovery_first=0.0, beta_1=0.0)
-    algorithm = HAGAN(recipe | dict(checkpoint=checkpoint, learning_rate=1e-4, discriminator_rate=4.0))
+    changes = dict(size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", average=0.999, lean=lean)
+    algorithm = HAGAN(PAPER | changes | dict(checkpoint=checkpoint))
     for name in algorithm.optimisers:
         network = algorithm.networks[name]
         if "up-sampling" in levers:
@@ -551,8 +549,8 @@ def on_a_card(peak):
 def largest(build, sizes, batches, cards=CARDS, **setting):
     """The largest setting that fits each card: the largest size, then the largest batch.
 
-    ``setting`` goes to `plan`. Returns a DataFrame, one row a card in GB (2^30 bytes): "size", "batch", accounted "peak_gib"
-    and "card_gib", what the card needs; missing values where nothing fits.
+    ``setting`` goes to `plan`; `TIGHT` is not regarded. Returns a DataFrame, one row a card in GB (2^30 bytes): "size", "batch",
+    accounted "peak_gib" and "card_gib", what the card needs; missing values where nothing fits.
     """
     rows, tried = [], {}
     for gb in cards:

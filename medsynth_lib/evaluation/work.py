@@ -47,11 +47,11 @@ class Work(TorchDispatchMode):
 
 def operations(build):
     """One step of the Training that ``build()`` makes: a DataFrame, a row an operation, of "phase", "name", "flop", "bytes"."""
-    with fake_tensors(), Work() as work:
+    with fake_tensors(), Work() as counter:
         training = build()
-        work.operations.clear()
+        counter.operations.clear()
         training.step()
-    return pd.DataFrame(work.operations, columns=["phase", "name", "flop", "bytes"])
+    return pd.DataFrame(counter.operations, columns=["phase", "name", "flop", "bytes"])
 
 
 def by_phase(step):
@@ -70,7 +70,8 @@ def attainable(intensity, flops, bandwidth):
     return np.minimum(flops, bandwidth * np.asarray(intensity))
 
 
-# peaks by data sheet: single-precision FLOP/s, without tensor cores but where it says TF32; bytes/s of the memory
+# peaks by data sheet: single-precision FLOP/s, without tensor cores but where it says TF32
+# (as if matrix products had it, too, which torch does not allow by default); bytes/s of the memory
 DEVICES = {
     "Titan Xp (the paper trained on)": (12.1e12, 548e9),
     "V100 16 GB (the paper measured on)": (15.7e12, 900e9),

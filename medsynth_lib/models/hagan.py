@@ -1,8 +1,8 @@
 """HA-GAN (Sun et al., section II; Table I names the parts): a volume of S^3 voxels by way of features of (S/4)^3.
 
 The paper's layer list is in a supplement; this one has the parameter counts of the authors' public models and of Table VIII:
-74.75, 78.67, 79.58 and 79.74 million at S = 32, 64, 128 and 256. One rule gives every size: features grow from 4^3 to (S/4)^3,
-and encoders and discriminators drop their outermost levels where S is smaller.
+74.75, 78.67, 79.58 and 79.74 million at S = 32, 64, 128 and 256 (a variational E^G has 16.8 million more). One rule gives every
+size: features grow from 4^3 to (S/4)^3, and encoders and discriminators drop their outermost levels where S is smaller.
 """
 
 import torch
@@ -41,19 +41,60 @@ def down(c_in, c_out):
     return nn.Sequential(nn.Conv3d(c_in, c_out, 4, stride=2, padding=1), norm(c_out), nn.ReLU())
 
 
-class Common(nn.Module):
-    """G^A: codes (b, latent [+ classes]) to features A, (b, 2c, S/4, S/4, S/4)."""
+class Standard(nn.Module):
+    """Standard codes z of an encoder's own codes e = mean + root z: with mean 0 and covariance I over people, as N(0, I) has.
 
-    def __init__(self, size=256, latent=1024, c=32):
+    z is e until `settle` has taken mean and root from the codes that `count` was given; the covariance is shrunk a little towards
+    a multiple of I, and more where there were few of them.
+    """
+
+    def __init__(self, latent):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(latent))
+        self.register_buffer("root", torch.eye(latent))  # lower triangular: covariance = root root^T
+        self.register_buffer("people", torch.zeros(()))
+        self.register_buffer("total", torch.zeros(latent))
+        self.register_buffer("products", torch.zeros(latent, latent))
+
+    def forward(self, e):
+        return torch.linalg.solve_triangular(self.root, (e.to(self.mean) - self.mean).T, upper=False).T
+
+    def own(self, z):
+        return self.mean + z.to(self.mean) @ self.root.T
+
+    @torch.no_grad()
+    def count(self, e):
+        self.people += len(e)
+        self.total += e.sum(0)
+        self.products += e.T @ e
+
+    @torch.no_grad()
+    def settle(self):
+        mean = self.total / self.people
+        self.mean.copy_(mean)
+        covariance = self.products / self.people - torch.outer(mean, mean)
+        d = len(mean)
+        shrinkage = d / (d + 10 * self.people)
+        round_one = covariance.trace() / d * torch.eye(d).to(mean)
+        self.root.copy_(torch.linalg.cholesky(covariance.lerp(round_one, shrinkage)))
+
+
+class Common(nn.Module):
+    """G^A: codes (b, latent [+ classes]) to features A, (b, 2c, S/4, S/4, S/4). ``standard``: see `EncoderGround`."""
+
+    def __init__(self, size=256, latent=1024, c=32, classes=0, standard=False):
         super().__init__()
         require_size(size)
-        self.first = nn.Linear(latent, 16 * c * 4**3)
+        self.first, self.latent = nn.Linear(latent + classes, 16 * c * 4**3), latent
+        self.standard = Standard(latent) if standard else None
         ups = levels(size)
         widths = [16 * c] * max(1, ups - 3) + [16 * c, 8 * c, 4 * c, 2 * c]  # one more block at 512
         steps = zip(widths[:-1], widths[1:], strict=True)
         self.blocks = nn.Sequential(block(16 * c, 16 * c), *(block(i, o, up=k < ups) for k, (i, o) in enumerate(steps)))
 
     def forward(self, z):
+        if self.standard is not None:
+            z = torch.cat([self.standard.own(z[:, : self.latent]), z[:, self.latent :]], 1)
         return self.blocks(self.first(z).unflatten(1, (-1, 4, 4, 4)))
 
 
@@ -95,7 +136,8 @@ class EncoderHigh(nn.Module):
 class EncoderGround(nn.Module):
     """E^G: the features of all sub-volumes (b, 2c, S/4, S/4, S/4) to a code (b, latent).
 
-    ``variational``: to a Gaussian of codes, as the encoder of a VAE; the code is its mean.
+    ``variational``: to a Gaussian of codes, as the encoder of a VAE; the code is its mean, made standard (`Standard`; G^A undoes
+    that).
     """
 
     def __init__(self, size=256, latent=1024, c=32, variational=False):
@@ -104,12 +146,15 @@ class EncoderGround(nn.Module):
         widths = [2 * c] + [max(1, 8 * c >> k) for k in reversed(range(levels(size)))]  # ... 4c, 8c
         steps = zip(widths[:-1], widths[1:], strict=True)
         last = nn.Conv3d(8 * c, latent * (2 if variational else 1), 4)
-        self.layers, self.latent = nn.Sequential(*(down(i, o) for i, o in steps), last), latent
+        self.layers = nn.Sequential(*(down(i, o) for i, o in steps), last)
+        self.standard = Standard(latent) if variational else None
 
     def forward(self, a, posterior=False):
-        """Codes; or with ``posterior`` mean and log variance, each (b, latent), the second empty without ``variational``."""
-        mean, log_variance = self.layers(a).flatten(1).tensor_split([self.latent], 1)
-        return (mean, log_variance) if posterior else mean
+        """Codes; or with ``posterior``, where it is variational, mean and log variance of own codes, each (b, latent)."""
+        code = self.layers(a).flatten(1)
+        if posterior:
+            return code.chunk(2, 1)
+        return code if self.standard is None else self.standard(code.chunk(2, 1)[0])
 
 
 class DiscriminatorLow(nn.Module):
@@ -165,7 +210,7 @@ def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, variational
     ``variational``: see `EncoderGround`.
     """
     return {
-        "G^A": Common(size, latent + classes, c),
+        "G^A": Common(size, latent, c, classes, standard=variational),
         "G^L": Low(c),
         "G^H": High(c),
         "D^H": DiscriminatorHigh(size, fraction, c, classes),

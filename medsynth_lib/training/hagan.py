@@ -4,6 +4,7 @@ Equations are those of Sun et al. Names are those of its Table I; S is the size 
 """
 
 import copy
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,13 @@ from medsynth_lib.training.loop import Algorithm
 from medsynth_lib.training.svae import gaussian_kl
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
+PAPER = dict(  # section II and, where it is silent, the public implementation, whose start is "any"
+    size=256, latent=1024, c=32, fraction=1 / 8, classes=0, loss="paper", start="aligned", low_branch=True, encoder=True,
+    joint=False, lam=5.0, kl_weight=0.0, recovery_first=0.0, beta_1=0.0, average=0.0, lean=False, channels_last=False,
+    checkpoint=False, learning_rate=1e-4, discriminator_rate=4.0, encoder_rate=1.0, constant_until=1.0, decay_until=2.0,
+    final_learning_rate=0.0,
+)  # fmt: skip
+COUNTING = 0.05  # of the steps
 LABEL_WEIGHT = 0.1  # of the auxiliary classifier in the generator's loss, public implementation
 GENERATOR, ENCODER = ("G^A", "G^L", "G^H"), ("E^H", "E^G")
 
@@ -49,23 +57,27 @@ def bce(logits, real):
 
 
 class HAGAN(Algorithm):
-    r"""Hierarchical amortised GAN: equation (8), minimised by alternating steps of D, G, E^H and E^G.
+    r"""Hierarchical amortised GAN: equation (8), minimised by alternating steps of D, G, E^H and E^G; with
+    ``joint`` G and E^G take theirs together.
 
-    ``recipe`` keys:
+    ``recipe`` keys, of which `PAPER` is an example:
         size, latent, c, fraction, classes: as in `networks`.
         loss: "paper", $L^H_{GAN} + L^L_{GAN}$; or "public", where the two discriminators' logits are averaged before one
             cross-entropy and both terms of (7) weigh 1/2.
-        lam: lambda_1 = lambda_2 of (8), 5 in the paper. (Adam ignores a loss's scale: lambda does nothing unless ``joint`` gives
-            the generator two losses.)
+        lam: lambda_1 = lambda_2 of (8), 5 in the paper; with ``loss`` "paper" alone. (Adam ignores a loss's scale: as printed
+            lambda does nothing. With ``joint`` it weighs (7) against the generator's own loss and the KL.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
         joint: False, equation (7) as printed: E^G alone learns it. True, a departure: G^A, G^H and G^L learn it with E^G, beside
             their own loss, and E^G is that of a VAE: codes are drawn from q(z | X), whose KL to N(0, I), the sum over elements,
-            weighs ``kl_weight``. So recovery and sampling use the same codes, and the term can keep the generator from
-            collapsing, as the paper's discussion says it does.
-        recovery_first: share of the steps, at the beginning, without the adversarial game; above 0 with ``joint`` alone.
+            weighs ``kl_weight``. This draws the codes of real volumes to where samples come from, so that the term can keep the
+            generator from collapsing, as the paper's discussion says of (7).
+        recovery_first: share of the steps, at the beginning, without the adversarial game; needs ``joint`` and one process. Then
+            the encoders rest: for `COUNTING` of the steps their codes are counted, which makes them standard; the game begins.
         discriminator_rate: learning rate of D^H and D^L as a multiple of the others' (4 in section II-E).
-        beta_1: of Adam; 0 in section II-E.
+        encoder_rate: the same of E^G. One number of a code sums over 512 c inputs, none of them negative: steps that are as large
+            for each weight, as Adam's are, move the codes of all volumes together.
+        beta_1: of Adam; 0 in section II-E. Above 0 the lean form keeps both moments and steps after the backward pass.
         average: decay of the generator's running mean, which samples are drawn from; 0 keeps none (the public implementation).
         lean: the same mathematics in less time and memory (`medsynth_lib.models.hagan_lean`).
         channels_last: weights, and with them activations, in the layout channels_last_3d.
@@ -74,16 +86,19 @@ class HAGAN(Algorithm):
     Samples hold "x" (1, S, S, S) in [-1, 1] and, where classes > 0, "label", an integer from 0.
     """
 
+    phase = "game"  # or "recovery", "counting": set by `learning_rate`, which `fit` asks before every step, also after a resume
+
     def __init__(self, recipe):
         for key, allowed in (("loss", ("paper", "public")), ("start", ("aligned", "any", "partition"))):
             if recipe[key] not in allowed:
                 raise ValueError(f"{key} {recipe[key]!r} is unknown; use one of {allowed}")
         self.recipe, self.size, self.classes = recipe, recipe["size"], recipe["classes"]
-        self.recovers_only = False
+        self.joint = recipe["joint"] and recipe["encoder"]
+        self.at_once = recipe["lean"] and recipe["beta_1"] == 0  # with one moment alone a step needs nothing but its gradient
         require_size(self.size, recipe["fraction"])
         self.depth = int(self.size * recipe["fraction"])
         self.reads = ("x", "label") if self.classes else ("x",)
-        if recipe["recovery_first"] and not (recipe["joint"] and recipe["encoder"]):
+        if recipe["recovery_first"] and not self.joint:
             raise ValueError("recovery_first needs joint and encoder: nothing else would teach the generator at the beginning")
         self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes, recipe["joint"])
         absent = (() if recipe["low_branch"] else ("G^L", "D^L")) + (() if recipe["encoder"] else ENCODER)
@@ -101,38 +116,49 @@ class HAGAN(Algorithm):
                 network.to(memory_format=torch.channels_last_3d)
 
     def learning_rate(self, step, steps):
-        self.recovers_only = step < self.recipe["recovery_first"] * steps
+        counting = ceil(self.recipe["recovery_first"] * steps)  # when it begins
+        game = counting and counting + ceil(COUNTING * steps)
+        self.phase = "recovery" if step < counting else "counting" if step < game else "game"
+        if counting and step == game:
+            self.settle()
         return super().learning_rate(step, steps)
+
+    def settle(self):
+        """Make codes standard for encoder and generator alike: what a volume's code is drawn as does not change."""
+        standard = self.networks["E^G"].standard
+        standard.settle()
+        for name in ("G^A", "mean G^A"):
+            if name in self.networks:
+                self.networks[name].standard.load_state_dict(standard.state_dict())
 
     def optimiser(self, name):
         """Adam (section II-E)."""
-        rate = self.recipe["discriminator_rate"] if name.startswith("D") else 1.0
-        groups = [{"params": list(self.networks[name].parameters()), "rate": rate}]
-        if self.recipe["lean"] and self.recipe["beta_1"] == 0:
+        rates = dict.fromkeys(("D^H", "D^L"), self.recipe["discriminator_rate"]) | {"E^G": self.recipe["encoder_rate"]}
+        groups = [{"params": list(self.networks[name].parameters()), "rate": rates.get(name, 1.0)}]
+        if self.at_once:
             return SecondMomentAdam(groups, self.recipe["learning_rate"])
         return torch.optim.Adam(groups, self.recipe["learning_rate"], betas=(self.recipe["beta_1"], 0.999))
 
     # -- one iteration ---------------------------------------------------------------------------------------------------
 
     def step(self, batch):
-        """One update of D, G, E^H and E^G on real volumes; returns their losses, detached."""
+        """One update on real volumes of D; of G, with E^G where they are joint; of E^H; of E^G. Returns losses, detached."""
         x, label = batch["x"], batch.get("label")
         r = draw_start(self.size, self.depth, self.recipe["start"])
         real = select_high(x, r, self.depth), low_resolution(x)
-        adversarial, recovery = lambda: self.generator_loss(len(x), r, label), lambda: self.ground_loss(x, real, r, label)
-        if self.recovers_only:
-            losses = self.update((*GENERATOR, "E^G"), e_ground=recovery)
-        else:
-            losses = self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
-            together = self.recipe["encoder"] and self.recipe["joint"]
-            both = (*GENERATOR, "E^G"), dict(g=adversarial, e_ground=recovery)
-            names, terms = both if together else (GENERATOR, dict(g=adversarial))
-            losses |= self.update(names, **terms)
+        game = dict(g=lambda: self.generator_loss(len(x), r, label)) if self.phase == "game" else {}
+        recovery = dict(e_ground=lambda: self.ground_loss(x, real, r, label))
+        learns = self.recipe["encoder"] and (self.phase == "recovery" or not self.recipe["recovery_first"])
+        losses = {}
+        if game:
+            losses |= self.update(("D^H", "D^L"), d=lambda: self.discriminator_loss(real, r, label))
+        together = (*GENERATOR, "E^G") if learns else GENERATOR
+        losses |= self.update(together, **game, **recovery) if self.joint else self.update(GENERATOR, **game)
         self.average()
-        if self.recipe["encoder"]:
+        if learns:
             losses |= self.update(("E^H",), e_high=lambda: self.high_loss(real[0]))
-            if not self.recipe["joint"]:
-                losses |= self.update(("E^G",), e_ground=recovery)
+            if not self.joint:
+                losses |= self.update(("E^G",), **recovery)
         return losses
 
     def update(self, names, **losses):
@@ -154,7 +180,7 @@ class HAGAN(Algorithm):
         """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
         owner = self.backward.__self__
         alone = owner is self or owner.world_size == 1 and owner.strategy.precision.precision != "16-mixed"
-        if self.recipe["lean"] and self.recipe["beta_1"] == 0 and alone:
+        if self.at_once and alone:
             for name in names:
                 self.optimisers[name].at_once(on)
 
@@ -200,18 +226,20 @@ class HAGAN(Algorithm):
         """Equation (7): the sub-volume and the small whole from the code of the whole volume."""
         with torch.no_grad():  # E^H does not learn here
             features = self.features(x)
-        z, prior = self.codes(features)
+        z, kl = self.codes(features)
         x_r, x_low = self.generate(self.with_label(z, label), r)
         loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)
-        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + prior
+        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe["kl_weight"] * kl
 
     def codes(self, features):
-        """Codes of a batch for equation (7), and what their distribution costs; as printed that is nothing."""
+        """Codes of a batch for equation (7) and their KL to N(0, I); as printed E^G gives a code, and there is none."""
+        if not self.joint:
+            return self.networks["E^G"](features), 0
         mean, log_variance = self.networks["E^G"](features, posterior=True)
-        if not self.recipe["joint"]:
-            return mean, 0
-        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        return z, self.recipe["kl_weight"] * gaussian_kl(mean, log_variance).sum(1).mean()
+        own = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        if self.phase == "counting":
+            self.networks["E^G"].standard.count(own.detach())
+        return self.networks["E^G"].standard(own), gaussian_kl(mean, log_variance).sum(1).mean()
 
     def adversarial(self, logits, real):
         """Cross-entropy of the pair of logits (D^H, D^L), each (b, 1 + classes); the first column judges real or fake."""
@@ -259,14 +287,18 @@ class HAGAN(Algorithm):
         return features(self.networks["E^H"], x, self.depth)
 
     def validate(self, batch):
-        """On held-out volumes: how sure D^H is of real ones, and the L1 error of their recovery (whole volume)."""
+        """On held-out volumes: how sure D^H is of real ones, the L1 error of their recovery (whole volume), the KL in nats."""
         x = batch["x"]
         r = 4 * ((self.size - self.depth) // 8)
         score = self.judge(select_high(x, r, self.depth), low_resolution(x), r)[0][:, 0].mean()
         if not self.recipe["encoder"]:
             return {"d_real": score}
-        z = self.with_label(self.networks["E^G"](self.features(x)), batch.get("label"))
-        return {"d_real": score, "recovery_l1": F.l1_loss(self.networks["G^H"](self.networks["G^A"](z)), x)}
+        features = self.features(x)
+        z = self.with_label(self.networks["E^G"](features), batch.get("label"))
+        values = {"d_real": score, "recovery_l1": F.l1_loss(self.networks["G^H"](self.networks["G^A"](z)), x)}
+        if self.joint:
+            values["kl"] = gaussian_kl(*self.networks["E^G"](features, posterior=True)).sum(1).mean()
+        return values
 
 
 def features(encoder_high, x, depth):

@@ -187,8 +187,9 @@ def to_device(batch, fabric):
 
 
 def mean_losses(recent):
-    """Mean of each loss over the collected steps."""
-    return {k: float(torch.stack([r[k] for r in recent]).mean()) for k in recent[0]} if recent else {}
+    """Mean of each loss over those of the collected steps that have it."""
+    names = dict.fromkeys(name for each in recent for name in each)
+    return {k: float(torch.stack([r[k] for r in recent if k in r]).mean()) for k in names}
 
 
 def require_finite(losses, step):
