@@ -2,7 +2,9 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -365,3 +367,31 @@ def test_a_shipped_model_holds_of_the_generator_its_mean_alone(tmp_path):
     for name, source in {"G^A": "mean G^A", "mean G^A": "mean G^A", "D^H": "D^H", "E^G": "E^G"}.items():
         for key, value in model.networks[source].state_dict().items():
             assert torch.equal(loaded[name].state_dict()[key], value.half().float()), (name, key)
+
+
+def test_precision_and_compilation_are_switches(monkeypatch):
+    """Of the environment, since they change rounding alone; precision makes another artefact, and running means never run."""
+    monkeypatch.setenv("MEDSYNTH_PRECISION", "16-mixed")
+    with pytest.raises(ValueError, match="MEDSYNTH_PRECISION is '16-mixed'; set it to 32-true or bf16-mixed"):
+        artefacts.default_fabric()
+    monkeypatch.setenv("MEDSYNTH_PRECISION", "bf16-mixed")
+    assert artefacts.default_fabric().strategy.precision.precision == "bf16-mixed"
+    contract = CubeContract("t1", 32)
+    data = SimpleNamespace(contract=contract, frame=pd.DataFrame())
+    recipe = RECIPE | dict(algorithm="hagan", steps=1, batch_size=1, validate_every=1, seed=0)
+    mixed = artefacts.artefact_key(recipe, data, data)
+    monkeypatch.delenv("MEDSYNTH_PRECISION")
+    assert mixed != artefacts.artefact_key(recipe, data, data)
+    trained = []
+
+    def fit(model, *_, **__):
+        trained.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artefacts.loop, "fit", fit)
+    for setting in ("0", "1"):
+        monkeypatch.setenv("MEDSYNTH_COMPILE", setting)
+        with pytest.raises(KeyboardInterrupt):
+            artefacts.train_or_load("test", recipe, data, data)
+    plain, compiled = ({k for k, n in m.networks.items() if n._compiled_call_impl is not None} for m in trained)
+    assert not plain and compiled == set(trained[1].optimisers)
