@@ -218,8 +218,8 @@ def test_recovery_comes_first_then_codes_are_counted_and_then_the_game_begins():
 
 
 def test_settled_codes_are_standard():
-    """Of 4,000 codes with any mean and covariance: mean 0 and covariance I within .1, 4 standard errors, shrinkage .0001;
-    few codes are shrunk so much that no direction is blown up.
+    """Of the counted codes themselves, with any mean and covariance: mean 0 and covariance I up to the shrinkage of .0001; few
+    codes are shrunk so much that no direction is blown up.
     """
     torch.manual_seed(0)
     standard, mixing = models.Standard(4), torch.randn(4, 4) + 2 * torch.eye(4)
@@ -229,7 +229,7 @@ def test_settled_codes_are_standard():
         standard.count(part)
     standard.settle()
     z = standard(e)
-    assert z.mean(0).abs().max() < 0.01 and (z.T.cov() - torch.eye(4)).abs().max() < 0.1
+    assert z.mean(0).abs().max() < 1e-5 and (z.T.cov() - torch.eye(4)).abs().max() < 2e-3
     assert torch.allclose(standard.own(z), e, atol=1e-4)
     few = models.Standard(64)
     few.count(torch.randn(2, 64))
@@ -320,11 +320,12 @@ def test_one_pass_over_slabs_would_not_do():
     assert (slabs - high(a)).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.5, beta_1=0.5)])
-@pytest.mark.parametrize("until", [1, 3])  # within the recovery, and within the game
-def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until):
+@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.2, beta_1=0.5)])
+@pytest.mark.parametrize("until", [1, 2, 3, 4])  # the end of recovery; within counting; before settling; within the game
+def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until, monkeypatch):
+    monkeypatch.setattr(hagan, "COUNTING", 0.4)
     data = [{"x": v} for v in volumes(3)]
-    settings = dict(steps=4, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
+    settings = dict(steps=5, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
     whole, parts = algorithm(**changes), algorithm(**changes)
     fit(whole, data, data[:1], tmp_path / "whole", **settings)
     fit(parts, data, data[:1], tmp_path / "parts", until=until, **settings)

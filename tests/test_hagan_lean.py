@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medsynth_lib.models import hagan as models
 from medsynth_lib.models import hagan_lean
+from medsynth_lib.training import hagan
 from medsynth_lib.training import hagan_lean as training
 from medsynth_lib.training.hagan import GENERATOR, HAGAN, PAPER, low_resolution, select_high
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
@@ -254,13 +255,18 @@ def test_several_processes_and_scaled_losses_step_after_the_backward_pass():
         assert owner.seen == waits
         assert all(state["step"] == 1 for state in model.optimisers["E^H"].state.values())
         assert len(model.optimisers["E^H"].state) == len(list(model.networks["E^H"].parameters()))
+    model = algorithm(joint=True, recovery_first=0.5)
+    model.backward = Owner(2, "32-true").backward
+    with pytest.raises(ValueError, match="recovery_first needs one process"):
+        model.learning_rate(0, 4)
 
 
-@pytest.mark.parametrize("until", [1, 3])  # within the recovery, and within the game
-@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.5, beta_1=0.5)])
-def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until):
+@pytest.mark.parametrize("until", [1, 3, 4])  # the end of recovery; before settling; within the game
+@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.2, beta_1=0.5)])
+def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until, monkeypatch):
+    monkeypatch.setattr(hagan, "COUNTING", 0.4)
     data = [{"x": v} for v in volumes(3)]
-    settings = dict(steps=4, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
+    settings = dict(steps=5, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
     whole, parts, again = (algorithm(**changes) for _ in range(3))
     fit(whole, data, data[:1], tmp_path / "whole", **settings)
     fit(parts, data, data[:1], tmp_path / "parts", until=until, **settings)
@@ -268,9 +274,9 @@ def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until):
     for name, network in whole.networks.items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, again.networks[name].state_dict()[key]), (name, key)
-    steps = dict.fromkeys(whole.optimisers, 4)
-    if changes:  # two of recovery, one of counting, one of the game
-        steps |= {"D^H": 1, "D^L": 1, "E^H": 2, "E^G": 2}
+    steps = dict.fromkeys(whole.optimisers, 5)
+    if changes:  # one of recovery, two of counting, two of the game
+        steps |= {"D^H": 2, "D^L": 2, "E^H": 1, "E^G": 1}
     for name, optimiser in whole.optimisers.items():
         state, resumed = (o.state_dict()["state"] for o in (optimiser, again.optimisers[name]))
         assert state.keys() == resumed.keys()

@@ -85,8 +85,8 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     torch.manual_seed(recipe["seed"])
     algorithm = make(recipe)
     if compiles():
-        for name in algorithm.optimisers:
-            algorithm.networks[name].compile()  # at its first call
+        for part in algorithm.optimisers:
+            algorithm.networks[part].compile()  # at its first call
     settings = {k: recipe[k] for k in ("steps", "seed", "batch_size", "validate_every")}
     try:
         loop.fit(algorithm, train, tune, folder, **settings, fabric=fabric)

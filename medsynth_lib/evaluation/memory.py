@@ -433,7 +433,13 @@ def unsupervised(algorithm, setting, sample=None):
 
     if update is not None:
         algorithm.update = named
-    return Training(lambda: algorithm.step(batch), algorithm.networks, algorithm.optimisers, batch)
+    def step():
+        for part in ("recovery", "game") if getattr(algorithm, "recipe", {}).get("recovery_first") else (None,):
+            if part:  # of HA-GAN: in either other networks learn
+                algorithm.phase = part
+            algorithm.step(batch)
+
+    return Training(step, algorithm.networks, algorithm.optimisers, batch)
 
 
 def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, levers=(), checkpoint=False):

@@ -45,25 +45,26 @@ class Standard(nn.Module):
     """Standard codes z of an encoder's own codes e = mean + root z: with mean 0 and covariance I over people, as N(0, I) has.
 
     z is e until `settle` has taken mean and root from the codes that `count` was given; the covariance is shrunk a little towards
-    a multiple of I, and more where there were few of them.
+    a multiple of I. Codes of other people come out wider where few were counted for their length (sd 1.5 for 400 of 256).
     """
 
     def __init__(self, latent):
         super().__init__()
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("root", torch.eye(latent))  # lower triangular: covariance = root root^T
-        self.register_buffer("people", torch.zeros(()))
-        self.register_buffer("total", torch.zeros(latent))
-        self.register_buffer("products", torch.zeros(latent, latent))
+        for counter, shape in {"people": (), "total": (latent,), "products": (latent, latent)}.items():
+            self.register_buffer(counter, torch.zeros(shape, dtype=torch.float64))  # a difference of large numbers
 
     def forward(self, e):
         return torch.linalg.solve_triangular(self.root, (e.to(self.mean) - self.mean).T, upper=False).T
 
     def own(self, z):
-        return self.mean + z.to(self.mean) @ self.root.T
+        with torch.autocast(z.device.type, enabled=False):
+            return self.mean + z.to(self.mean) @ self.root.T
 
     @torch.no_grad()
     def count(self, e):
+        e = e.to(self.total)
         self.people += len(e)
         self.total += e.sum(0)
         self.products += e.T @ e
@@ -77,6 +78,8 @@ class Standard(nn.Module):
         shrinkage = d / (d + 10 * self.people)
         round_one = covariance.trace() / d * torch.eye(d).to(mean)
         self.root.copy_(torch.linalg.cholesky(covariance.lerp(round_one, shrinkage)))
+        for counter in (self.people, self.total, self.products):
+            counter.zero_()
 
 
 class Common(nn.Module):

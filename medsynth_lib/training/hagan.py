@@ -74,6 +74,7 @@ class HAGAN(Algorithm):
             generator from collapsing, as the paper's discussion says of (7).
         recovery_first: share of the steps, at the beginning, without the adversarial game; needs ``joint`` and one process. Then
             the encoders rest: for `COUNTING` of the steps their codes are counted, which makes them standard; the game begins.
+            (From then on samples come from N(mean, root root^T) of own codes, and the KL in the loss "e_ground" is a constant.)
         discriminator_rate: learning rate of D^H and D^L as a multiple of the others' (4 in section II-E).
         encoder_rate: the same of E^G. One number of a code sums over 512 c inputs, none of them negative: steps that are as large
             for each weight, as Adam's are, move the codes of all volumes together.
@@ -119,9 +120,15 @@ class HAGAN(Algorithm):
         counting = ceil(self.recipe["recovery_first"] * steps)  # when it begins
         game = counting and counting + ceil(COUNTING * steps)
         self.phase = "recovery" if step < counting else "counting" if step < game else "game"
-        if counting and step == game:
+        if counting and self.processes() > 1:
+            raise ValueError("recovery_first needs one process: each would count the codes of its own volumes")
+        if counting and step == game and self.networks["E^G"].standard.people:
             self.settle()
         return super().learning_rate(step, steps)
+
+    def processes(self):
+        owner = self.backward.__self__  # Fabric, where `fit` put its own in the place
+        return 1 if owner is self else owner.world_size
 
     def settle(self):
         """Make codes standard for encoder and generator alike: what a volume's code is drawn as does not change."""
@@ -142,7 +149,10 @@ class HAGAN(Algorithm):
     # -- one iteration ---------------------------------------------------------------------------------------------------
 
     def step(self, batch):
-        """One update on real volumes of D; of G, with E^G where they are joint; of E^H; of E^G. Returns losses, detached."""
+        """Updates on real volumes of D; of G, with E^G where they are joint; of E^H; of E^G: of those that learn in this phase.
+
+        Returns losses, detached.
+        """
         x, label = batch["x"], batch.get("label")
         r = draw_start(self.size, self.depth, self.recipe["start"])
         real = select_high(x, r, self.depth), low_resolution(x)
@@ -179,7 +189,7 @@ class HAGAN(Algorithm):
     def steps_at_once(self, names, on):
         """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
         owner = self.backward.__self__
-        alone = owner is self or owner.world_size == 1 and owner.strategy.precision.precision != "16-mixed"
+        alone = self.processes() == 1 and (owner is self or owner.strategy.precision.precision != "16-mixed")
         if self.at_once and alone:
             for name in names:
                 self.optimisers[name].at_once(on)
@@ -232,7 +242,7 @@ class HAGAN(Algorithm):
         return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe["kl_weight"] * kl
 
     def codes(self, features):
-        """Codes of a batch for equation (7) and their KL to N(0, I); as printed E^G gives a code, and there is none."""
+        """Codes of a batch for equation (7), and the KL of own codes to N(0, I); as printed E^G gives a code and no KL."""
         if not self.joint:
             return self.networks["E^G"](features), 0
         mean, log_variance = self.networks["E^G"](features, posterior=True)
@@ -293,12 +303,14 @@ class HAGAN(Algorithm):
         score = self.judge(select_high(x, r, self.depth), low_resolution(x), r)[0][:, 0].mean()
         if not self.recipe["encoder"]:
             return {"d_real": score}
-        features = self.features(x)
-        z = self.with_label(self.networks["E^G"](features), batch.get("label"))
-        values = {"d_real": score, "recovery_l1": F.l1_loss(self.networks["G^H"](self.networks["G^A"](z)), x)}
+        features, kl = self.features(x), {}
         if self.joint:
-            values["kl"] = gaussian_kl(*self.networks["E^G"](features, posterior=True)).sum(1).mean()
-        return values
+            posterior = self.networks["E^G"](features, posterior=True)
+            z, kl = self.networks["E^G"].standard(posterior[0]), {"kl": gaussian_kl(*posterior).sum(1).mean()}
+        else:
+            z = self.networks["E^G"](features)
+        again = self.networks["G^H"](self.networks["G^A"](self.with_label(z, batch.get("label"))))
+        return {"d_real": score, "recovery_l1": F.l1_loss(again, x)} | kl
 
 
 def features(encoder_high, x, depth):
