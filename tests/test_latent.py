@@ -197,7 +197,7 @@ def informed(weight):
     recipe = PAPER | dict(size=32, latent=8, c=2, fraction=0.25, encoder=False, joint=True, beta_1=0.5, average=0.5, lean=True)
     recipe |= dict(learning_rate=0.002, information_weight=weight)
     torch.manual_seed(0)
-    start = networks(32, 8, 2, 0.25)
+    start = networks(32, 8, 2, 0.25, variational=True)
     start |= {f"mean {n}": start[n] for n in ("G^A", "G^L", "G^H")} | {"Q": Posterior(2)}
     return InformedHAGAN(recipe, torch.eye(2, 8), start)
 
