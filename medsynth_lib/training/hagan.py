@@ -65,7 +65,7 @@ class HAGAN(Algorithm):
         loss: "paper", $L^H_{GAN} + L^L_{GAN}$; or "public", where the two discriminators' logits are averaged before one
             cross-entropy and both terms of (7) weigh 1/2.
         lam: lambda_1 = lambda_2 of (8), 5 in the paper; with ``loss`` "paper" alone. (Adam ignores a loss's scale: as printed
-            lambda does nothing. With ``joint`` it weighs (7) against the generator's own loss and the KL.)
+            lambda does nothing. With ``joint`` it weighs (7) against the KL in E^G, and against G's own loss.)
         start: rule of `draw_start`.
         low_branch, encoder: False leaves G^L and D^L, or E^H and E^G, out (Table IV).
         joint: False, equation (7) as printed: E^G alone learns it. True, a departure: G^A, G^H and G^L learn it with E^G, beside
