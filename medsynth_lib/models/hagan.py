@@ -45,8 +45,8 @@ class Standard(nn.Module):
     """Standard codes z of an encoder's own codes e = mean + root z: with mean 0 and covariance I over people, as N(0, I) has.
 
     z is e until `settle` has taken mean and root from the drawn codes that `count` was given (a person counts at every visit,
-    each time with new noise); the covariance is shrunk a little towards a multiple of I. Codes of other people come out wider where
-    few were counted for their length (sd 1.5 for 400 of 256).
+    each time with new noise); the covariance is shrunk a little towards a multiple of I. Codes of other people come out wider
+    where few were counted for their length (sd 1.5 for 400 of 256).
     """
 
     def __init__(self, latent):
