@@ -28,6 +28,7 @@ from medsynth_lib.evaluation.memory import (
 )
 from medsynth_lib.evaluation.work import attainable, by_phase, least_seconds, operations
 from medsynth_lib.models import hagan_lean
+from medsynth_lib.training.hagan import HAGAN as HAGANAlgorithm
 from medsynth_lib.training.hagan import PAPER
 
 FLOAT = 4  # bytes
@@ -456,6 +457,14 @@ def test_advice_on_a_step_that_cannot_be_planned():
 
     text = memory.advice(MemoryError(), Choosing, Setting(None, 2), 2**30, sample={"x": torch.zeros(4)})
     assert "cannot be planned" in text
+
+
+def test_every_network_that_ever_learns_is_planned():
+    """HA-GAN whose encoders learn before the game alone: Adam's two moments of all seven networks, and a step count each."""
+    recipe = PAPER | dict(size=32, latent=8, c=2, joint=True, recovery_first=0.5, beta_1=0.5)
+    report = account(lambda: memory.unsupervised(HAGANAlgorithm(recipe), Setting(32)))
+    parameters = [p for network in HAGANAlgorithm(recipe).networks.values() for p in network.parameters()]
+    assert report.parts["optimiser state"] == sum(2 * 4 * p.numel() + 4 for p in parameters)
 
 
 # -- arithmetic and traffic ----------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
         process = psutil.Popen(
             command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
-        while process.poll() is None and not stop.wait(1.0):  # to look takes 50 ms of a core
+        while process.poll() is None and not stop.wait(1.0):  # to look five times a second takes an eighth of a core
             peak = max(peak, _resident(process))
         if process.poll() is None:
             _end(process)

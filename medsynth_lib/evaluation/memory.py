@@ -239,6 +239,10 @@ class Report:
     kept: int = 0
     leaked: int = 0
 
+    def largest_layer(self):
+        """The row of ``layers`` that holds most activations and temporaries, added."""
+        return (self.layers["activations"] + self.layers["temporaries"]).idxmax()
+
     def __str__(self):
         parts = ", ".join(f"{name} {size / MIB:.0f}" for name, size in self.parts.items())
         return f"peak {self.peak / MIB:.0f} MiB: {parts}"
@@ -417,7 +421,8 @@ def supervised(network, setting, share=1.0, channels=1, loss=F.l1_loss, optimise
 
 
 def unsupervised(algorithm, setting, sample=None):
-    """The Training of an algorithm as `fit` trains them; each call of its ``update`` is a phase.
+    """The Training of an algorithm as `fit` trains them; each call of its ``update`` is a phase of the Report. Where a training
+    has ``phases`` in which other networks learn, a step is one of each.
 
     ``sample``: one of its data set, whose shapes count; else cubes "x" (1, size, size, size) and a number "label".
     """
@@ -433,10 +438,10 @@ def unsupervised(algorithm, setting, sample=None):
 
     if update is not None:
         algorithm.update = named
+
     def step():
-        for part in ("recovery", "game") if getattr(algorithm, "recipe", {}).get("recovery_first") else (None,):
-            if part:  # of HA-GAN: in either other networks learn
-                algorithm.phase = part
+        for part in getattr(algorithm, "phases", (None,)):
+            algorithm.phase = part
             algorithm.step(batch)
 
     return Training(step, algorithm.networks, algorithm.optimisers, batch)

@@ -101,7 +101,9 @@ class HAGAN(Algorithm):
         self.reads = ("x", "label") if self.classes else ("x",)
         if recipe["recovery_first"] and not self.joint:
             raise ValueError("recovery_first needs joint and encoder: nothing else would teach the generator at the beginning")
-        self.networks = networks(self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes, recipe["joint"])
+        self.phases = ("recovery", "game") if recipe["recovery_first"] else ("game",)  # in which other networks learn
+        sizes = self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes
+        self.networks = networks(*sizes, recipe["joint"])  # also without an encoder: G^A may go on from standard codes
         absent = (() if recipe["low_branch"] else ("G^L", "D^L")) + (() if recipe["encoder"] else ENCODER)
         for name in absent:
             del self.networks[name]
