@@ -4,14 +4,18 @@
     python benchmarks/hagan_step.py --size 128 --reference DIR
     python benchmarks/hagan_step.py --size 128               # plain beside lean
 
-The two alternate in one process; each form's step is the median of its rounds. Paper's widths, batch 2, fp32, one thread. CPU
-seconds (user and system, of this process) hardly depend on what else runs; wall seconds do. ``--device cuda`` and
-``--bf16 1`` are for a GPU, where "cpu" is not a figure: not measured yet. Peak memory is that of one form alone, in a
-process of its own: ``--memory 1``. The public loop's zeroing and freezing are written here in our words (it has no function to
-call); it starts anywhere, ours at a multiple of 4.
+The forms take turns in one process; each form's step is the median of its rounds. Paper's widths, batch 2, one CPU thread. CPU
+seconds (user and system, of this process) hardly depend on what else runs; wall seconds do, and on a GPU (``--device cuda``)
+they alone count. ``--precision``: fp32; on a GPU also tf32 (fp32 whose convolutions and products may use TF32) and bf16
+(autocast). ``--forms``: which to run, the first as the yardstick, such as "reference,lean,lean channels_last,lean compiled".
+``--memory 1``: peak memory of each form alone, allocated on a GPU, resident elsewhere (there in a process of its own). The
+public loop's zeroing and freezing are written here in our words (it has no function to call); it starts anywhere, ours at a
+multiple of 4.
 """
 
+import contextlib
 import functools
+import gc
 import resource
 import statistics
 import subprocess
@@ -42,33 +46,39 @@ class Clock:
         return value
 
 
-class Ours:
-    """HAGAN with a clock around its updates."""
+def cast(loss, precision):
+    """The loss, computed in autocast where that is asked for. (Its cache of cast weights ends before these take a step.)"""
+    with torch.autocast("cuda", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
+        return loss()
 
-    def __init__(self, size, lean, device, bf16):
-        self.model, self.clock, self.bf16, self.device = (
-            HAGAN(PAPER | dict(size=size, loss="public", lean=lean)),
-            Clock(device),
-            bf16,
-            device,
-        )
+
+class Ours:
+    """HAGAN with a clock around its updates; ``form``: "plain" or "lean", then any of "channels_last", "compiled"."""
+
+    def __init__(self, form, size, device, precision):
+        kind, *switches = form.split()
+        changes = dict(size=size, loss="public", lean=kind == "lean", channels_last="channels_last" in switches)
+        self.model, self.clock = HAGAN(PAPER | changes), Clock(device)
         for network in self.model.networks.values():
             network.to(device)
+            if "compiled" in switches:
+                network.compile()
+        self.precision = precision
         self.names, self.update = {names: step for step, names in STEPS.items()}, self.model.update
         self.model.update = self.timed
 
     def timed(self, names, **losses):
+        losses = {key: functools.partial(cast, loss, self.precision) for key, loss in losses.items()}
         return self.clock.measure(self.names[names], lambda: self.update(names, **losses))
 
     def iterate(self, x):
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            self.model.step({"x": x})
+        self.model.step({"x": x})
 
 
 class Reference:
     """The public networks, driven as section II and the public loop drive them; its device calls do nothing on a CPU."""
 
-    def __init__(self, folder, size, device, bf16):
+    def __init__(self, folder, size, device, precision):
         sys.path.insert(0, str(folder))
         if device == "cpu":
             torch.Tensor.cuda = lambda self, *a, **k: self
@@ -79,7 +89,7 @@ class Reference:
         self.adam = {
             n: torch.optim.Adam(n.parameters(), 4e-4 if n is self.d else 1e-4, betas=(0.0, 0.999)) for n in self.nets
         }
-        self.size, self.clock, self.device, self.bf16 = size, Clock(device), device, bf16
+        self.size, self.clock, self.device, self.precision = size, Clock(device), device, precision
 
     def iterate(self, x):
         self.r = int(torch.randint(self.size * 7 // 8 + 1, ()))
@@ -92,9 +102,7 @@ class Reference:
         for other in self.nets:
             other.requires_grad_(other is network)
         network.zero_grad()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            value = loss()
-        value.backward()
+        cast(loss, self.precision).backward()
         self.adam[network].step()
 
     def fake(self):
@@ -121,21 +129,31 @@ class Reference:
 
 
 def build(form, args):
-    bf16 = bool(args.bf16)
     if form == "reference":
-        return Reference(args.reference, args.size, args.device, bf16)
-    return Ours(args.size, form == "lean", args.device, bf16)
+        return Reference(args.reference, args.size, args.device, args.precision)
+    return Ours(form, args.size, args.device, args.precision)
 
 
-def peak(form, args):
-    """Peak memory in GiB of one form's two iterations in a process of its own: allocated on a GPU, resident elsewhere."""
-    flags = [f"--{k}={getattr(args, k)}" for k in ("size", "reference", "device", "bf16", "batch")]
+def peak(form, args, x):
+    """Peak memory in GiB of two iterations of one form alone: allocated on a GPU, elsewhere resident in its own process."""
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        subject = build(form, args)
+        for _ in range(2):
+            subject.iterate(x)
+        del subject
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.max_memory_allocated() / 2**30
+    flags = [f"--{k}={getattr(args, k)}" for k in ("size", "reference", "device", "batch")]
     out = subprocess.run([sys.executable, __file__, *flags, "--only", form], check=True, capture_output=True, text=True)
     return float(out.stdout.split()[-1])
 
 
 def main():
-    args = arguments(__doc__, size=128, reference="", rounds=3, bf16=0, batch=2, memory=0, only="", note="")
+    args = arguments(
+        __doc__, size=128, reference="", forms="", rounds=3, precision="fp32", batch=2, memory=0, only="", note=""
+    )
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.rand(args.batch, 1, *[args.size] * 3, device=args.device) * 2 - 1
@@ -143,39 +161,46 @@ def main():
         form = build(args.only, args)
         for _ in range(2):
             form.iterate(x)
-        print(torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else peak_gib())
+        print(peak_gib())
         return
-    names = "reference" if args.reference else "plain", "lean"
+    names = args.forms.split(",") if args.forms else ["reference" if args.reference else "plain", "lean"]
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     peaks = {
-        form: round(peak(form, args), 2) for form in names if args.memory
-    }  # first: a child's peak starts at its parent's
-    forms = {form: build(form, args) for form in names}
+        form: round(peak(form, args, x), 2) for form in names if args.memory
+    }  # first: a child starts at its parent's
+    seconds = rounds({form: build(form, args) for form in names}, x, args.rounds)
+    name = f"hagan_step-{args.device}-{args.size}" + ("" if args.device == "cpu" else f"-{args.precision}")
+    write(args.out, name, table(seconds, peaks, args), args.device)
+
+
+def rounds(forms, x, number):
+    """Form -> step -> pairs of CPU and wall seconds, one a round; a round before the first warms up."""
     seconds = {form: {step: [] for step in STEPS} for form in forms}
-    for turn in range(args.rounds + 1):
+    for turn in range(number + 1):
         for form, subject in forms.items():
             subject.iterate(x)
             cpu = {step: round(pair[0], 2) for step, pair in subject.clock.seconds.items()}
             print("round", turn, form, cpu, file=sys.stderr, flush=True)
             for step, pair in subject.clock.seconds.items():
-                if turn:  # the first round warms up
+                if turn:
                     seconds[form][step].append(pair)
-    write(args.out, f"hagan_step-{args.device}-{args.size}", table(seconds, peaks, args), args.device)
+    return seconds
 
 
 def table(seconds, peaks, args):
-    """Rows: CPU and wall seconds of every step and of their sum, form by form, and how many times faster the second is."""
-    first, second = seconds
+    """Rows: CPU and wall seconds of every step and of their sum, form by form; how many times faster than the first each is."""
+    first, *others = seconds
     rows = []
-    for kind, index in (("cpu", 0), ("wall", 1)):
+    for kind, index in (("cpu", 0), ("wall", 1)) if args.device == "cpu" else (("wall", 1),):
         taken = {f: {s: statistics.median(p[index] for p in v) for s, v in seconds[f].items()} for f in seconds}
         for form in taken:
             taken[form]["iteration"] = sum(taken[form].values())
-            row = dict(
-                form=form, seconds=kind, size=args.size, batch=args.batch, rounds=args.rounds, bf16=bool(args.bf16)
-            )
-            rows.append(row | {s: round(v, 2) for s, v in taken[form].items()} | dict(peak_gib=peaks.get(form)))
-        ratio = {s: round(taken[first][s] / taken[second][s], 2) for s in taken[first]}
-        rows.append(dict(form=f"{first} / {second}", seconds=kind) | ratio)
+            row = dict(form=form, seconds=kind, size=args.size, batch=args.batch, rounds=args.rounds)
+            row |= dict(precision=args.precision)
+            rows.append(row | {s: round(v, 4) for s, v in taken[form].items()} | dict(peak_gib=peaks.get(form)))
+        for form in others:
+            ratio = {s: round(taken[first][s] / taken[form][s], 2) for s in taken[first]}
+            rows.append(dict(form=f"{first} / {form}", seconds=kind) | ratio)
     load = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     return rows + [dict(note=args.note or "nothing said about other work on the machine", switched_away=load)]
 

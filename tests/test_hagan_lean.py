@@ -16,7 +16,9 @@ from medsynth_lib.training.hagan import GENERATOR, HAGAN, PAPER, low_resolution,
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import fit
 
-RECIPE = PAPER | dict(size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3)
+RECIPE = PAPER | dict(
+    size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3
+)
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
 
@@ -42,11 +44,38 @@ def relative(have, want):
 # -- layers ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limits", [(0, 99), (0, 0), (99, 0)])
-def test_up_sampling_and_convolution_need_no_up_sampled_tensor(limits, monkeypatch):
-    """As a transposed convolution, in phases, and as 27 products: output and gradients, on odd sides, in double precision."""
-    monkeypatch.setattr(hagan_lean, "PRODUCTS_UP_TO", limits[0])
-    monkeypatch.setattr(hagan_lean, "PHASES_FROM", limits[1])
+STRIDES = (2, 2, 2), (1, 1, 1)
+UP_SAMPLING = [
+    hagan_lean.Products(),
+    hagan_lean.Plain((1, 1, 1), (1, 1, 1)),
+    hagan_lean.Transposed(*STRIDES),
+    hagan_lean.Phases(*STRIDES),
+]
+
+
+@pytest.fixture(params=["CPU", "GPU"])
+def device(request, monkeypatch):
+    """Run a test with the operations that are chosen on a CPU, and with those that are chosen on a GPU, where there is none."""
+    monkeypatch.setattr(hagan_lean, "on_gpu", lambda x: request.param == "GPU")
+    return request.param
+
+
+def test_which_form_of_up_sampling_runs(device):
+    """By size: products, transposed, phases on a CPU; on a GPU plain, transposed, and phases for one channel."""
+    asked = [(4, 5), (8, 5), (16, 5), (32, 5), (32, 1)]
+    layers = [(hagan_lean.UpConv3d(3, channels, 3), torch.zeros(1, 3, 1, 1, size)) for size, channels in asked]
+    names = [type(layer.form(x)).__name__ for layer, x in layers]
+    expected = {
+        "CPU": "Products Transposed Transposed Phases Phases",
+        "GPU": "Plain Plain Transposed Transposed Phases",
+    }
+    assert " ".join(names) == expected[device]
+
+
+@pytest.mark.parametrize("chosen", UP_SAMPLING, ids=lambda form: type(form).__name__)
+def test_up_sampling_and_convolution_need_no_up_sampled_tensor(chosen, monkeypatch):
+    """In every form: output and gradients, on odd sides, in double precision."""
+    monkeypatch.setattr(hagan_lean.UpConv3d, "form", lambda self, x: chosen)
     torch.manual_seed(0)
     plain = nn.Conv3d(3, 5, 3, padding=1).double()
     lean = hagan_lean.UpConv3d(3, 5, 3, padding=1).double()
@@ -61,7 +90,7 @@ def test_up_sampling_and_convolution_need_no_up_sampled_tensor(limits, monkeypat
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_a_chain_of_layers_keeps_one_activation_each(learns):
+def test_a_chain_of_layers_keeps_one_activation_each(learns, device):
     """Same gradients as the plain form, from at most 0.6 of the memory; a frozen chain keeps the norms' inputs alone."""
     torch.manual_seed(0)
     plain = nn.Sequential(
@@ -187,7 +216,7 @@ def loss_and_gradients(step, size, dtype, b=2, **changes):
 
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("step", ["D", "G", "E^H", "E^G"])
-def test_every_step_has_the_same_loss_and_gradients(step, size):
+def test_every_step_has_the_same_loss_and_gradients(step, size, device):
     """fp64: all within 1e-10, the spectral norms' vectors too. fp32: losses within 1e-5, gradients within 3 times the plain
     form's own error in fp32 (signs of ReLU and L1 flip), over all parameters.
     """
@@ -205,7 +234,7 @@ def test_every_step_has_the_same_loss_and_gradients(step, size):
 @pytest.mark.parametrize("changes", [dict(loss="paper"), dict(low_branch=False), dict(classes=2), dict(fraction=1 / 2),
                                      dict(channels_last=True, checkpoint=True)])  # fmt: skip
 @pytest.mark.parametrize("step", ["D", "G", "E^G"])
-def test_variants_have_the_same_gradients(step, changes):
+def test_variants_have_the_same_gradients(step, changes, device):
     """Those of other losses and networks, and those of the plain form without a switch that changes none."""
     base = {k: v for k, v in changes.items() if k not in ("channels_last", "checkpoint")}
     exact, want, _ = loss_and_gradients(step, 32, torch.float64, lean=False, **base)
@@ -285,7 +314,7 @@ def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until, monkeypa
             assert p.keys() == q.keys() and all(torch.equal(torch.as_tensor(p[k]), torch.as_tensor(q[k])) for k in p)
 
 
-def test_mixed_precision_gives_what_the_plain_form_gives():
+def test_mixed_precision_gives_what_the_plain_form_gives(device):
     """bf16 autocast: both forms differ from fp64 alike."""
     want, errors = loss_and_gradients("G", 32, torch.float64, lean=False)[1], []
     for form in FORMS:

@@ -265,6 +265,8 @@ def test_few_volumes_are_shrunk_and_the_variance_is_kept():
     drawn = model.sample(20_000, generator)
     total = (codes - codes.mean(0)).square().mean(0)
     assert drawn.var(0).mean() == pytest.approx(float(total.mean()), rel=0.05)
+    with pytest.raises(ValueError, match="at least two"):
+        SliceModel(codes[:1])
 
 
 def test_distances_tell_equal_from_different_and_shuffled_from_whole():

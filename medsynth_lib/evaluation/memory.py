@@ -511,7 +511,8 @@ def set_precision(network, precision):
     def wrapped(*args, **kwargs):
         if precision == "16-bit":
             args = cast(args, torch.float32, torch.bfloat16)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16 autocast"), AutocastOfGPU():
+        device = next(network.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16 autocast"), AutocastOfGPU():
             return cast(forward(*args, **kwargs), torch.bfloat16, torch.float32)
 
     network.forward = wrapped

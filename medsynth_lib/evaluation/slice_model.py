@@ -12,14 +12,17 @@ COMPONENTS = 64  # P of Volokitin et al.
 class SliceModel:
     r"""For each latent coordinate $l$: mean $m_l$ and covariance $\Sigma_l$ of its values ACROSS the slices of a volume.
 
-    With the centred codes of N volumes $C_l$ (N, slices) $= U S V^T$, a sample is $y_l = m_l + A_l \epsilon$ with
-    $A_l = V_P S_P / \sqrt{N}$, $\epsilon \sim N(0, I_P)$ and P = 64. With fewer volumes than slices $\Sigma_l$ is shrunk
-    towards a multiple of the identity, its strength after Ledoit & Wolf (2004): the lost part is drawn slice by slice.
+    With the centred codes of n volumes $C_l$ (n, slices) $= U S V^T$, a sample is $y_l = m_l + A_l \epsilon$ with
+    $A_l = V_P S_P / \sqrt{n}$, $\epsilon \sim N(0, I_P)$ and P = 64. Shrunk, after Ledoit & Wolf (2004), is $\Sigma_l$: a share
+    of it (`shrinkage`) gives way to a multiple of the identity with the same trace, which is drawn slice by slice.
 
-    codes: (N, slices, channels, 2, 2), mean codes of training volumes.
+    codes: (n, slices, channels, 2, 2), mean codes of training volumes, in units of the prior's standard deviation, 1.
+    Raises ValueError for fewer than two volumes, which have no covariance.
     """
 
     def __init__(self, codes):
+        if len(codes) < 2:
+            raise ValueError(f"codes of {len(codes)} volume(s): a covariance across slices needs at least two")
         self.shape = codes.shape[1:]
         values = codes.flatten(2).permute(2, 0, 1).double()  # (coordinates, N, slices)
         self.mean = values.mean(1)

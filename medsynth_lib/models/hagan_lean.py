@@ -12,6 +12,7 @@ Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -21,7 +22,15 @@ SUM = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]])  # [a, b, c] to [a, a + 
 SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
 PHASE = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]).view(2, 2, 3)  # [a, b + c], [a + b, c]
 PHASES = torch.einsum("aix,bjy,ckz->abcijkxyz", PHASE, PHASE, PHASE).reshape(64, 27)
-PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest
+PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest on a CPU
+PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = (
+    8,
+    16,
+)  # the same on a GPU (measured on an H200), whose matrix units like one large product
+
+
+def on_gpu(x):
+    return x.is_cuda
 
 
 class NormReLU(nn.GroupNorm):
@@ -32,47 +41,97 @@ class NormReLU(nn.GroupNorm):
         if not torch.is_grad_enabled():
             return norm_relu(y, *settings)[0].to(y.dtype)
         made = {}  # the output, while a backward pass has it
-        x = NormReLUFunction.apply(y, *settings, made)
-        x.source = (y.detach(), *settings, made)
+        x, mean, scale = NormReLUFunction.apply(y, *settings, made)
+        x.source = (y.detach(), self.weight, self.bias, mean, scale, self.num_groups, self.eps, made)
         return x
 
 
 class NormReLUFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, weight, bias, groups, eps, made):
-        ctx.save_for_backward(y, weight, bias)
+        x, mean, scale = norm_relu(y, weight, bias, groups, eps)
+        ctx.save_for_backward(y, weight, bias, mean, scale)
         ctx.settings, ctx.made = (groups, eps), made
-        return norm_relu(y, weight, bias, groups, eps)[0].to(y.dtype)  # half precision: as autocast would have it
+        ctx.mark_non_differentiable(mean, scale)
+        return x.to(y.dtype), mean, scale  # half precision: as autocast would have it
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        y, weight, bias = ctx.saved_tensors
-        groups, eps = ctx.settings
-        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, groups, eps)
-        needs, voxels = list(ctx.needs_input_grad[:3]), y[0, 0].numel()
-        sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
-        at_once = 1 if y.is_contiguous() else groups  # a group of channels_last_3d is scattered
-        channels = y.shape[1] // groups * at_once
-        for i, j in np.ndindex(len(y), groups // at_once):  # one group at a time: what is made on the way is small
-            s, g = slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
-            part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
-            one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
-            statistics = mean[i : i + 1, g].contiguous(), scale[i : i + 1, g].contiguous()
-            size = 1, channels, voxels, at_once
-            y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
-            part.copy_(y_grad)
-            for total, other in zip(sums, others, strict=True):
-                if total is not None:
-                    total[s] += other
+    def backward(ctx, grad, *_):
+        y, weight, bias, *statistics = ctx.saved_tensors
+        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, *ctx.settings, statistics)
+        gradients = in_few_steps if on_gpu(y) else by_groups
+        x, *sums = gradients(grad, x, y, weight, mean, scale, ctx.settings[0], list(ctx.needs_input_grad[:3]))
         return x.to(y.dtype), *sums, None, None, None
 
 
-def norm_relu(y, weight, bias, groups, eps):
-    """ReLU(GroupNorm(y)) in the precision of the weights, and the mean and 1 / deviation of each group."""
+def norm_relu(y, weight, bias, groups, eps, statistics=None):
+    """ReLU(GroupNorm(y)) in the precision of the weights, and the mean and 1 / deviation of each group (b, groups).
+
+    On a GPU torch's own group norm sums up a group in one block of threads, which leaves most of the chip idle where volumes are
+    large and few; ``statistics``, if they are known, are not summed up again there.
+    """
     b, c = y.shape[:2]
-    x, mean, scale = torch.native_group_norm(y.to(weight.dtype), weight, bias, b, c, y[0, 0].numel(), groups, eps)
-    return x.relu_(), mean, scale
+    if not on_gpu(y):
+        x, mean, scale = torch.native_group_norm(y.to(weight.dtype), weight, bias, b, c, y[0, 0].numel(), groups, eps)
+        return x.relu_(), mean, scale
+    mean, scale = statistics or group_statistics(y.to(weight.dtype), groups, eps)
+    factor = weight * scale.repeat_interleave(c // groups, 1)
+    shift = bias - factor * mean.repeat_interleave(c // groups, 1)
+    return torch.addcmul(volumes(shift), y, volumes(factor)).relu_(), mean, scale
+
+
+def group_statistics(y, groups, eps):
+    """Mean and 1 / deviation of each group, (b, groups)."""
+    variance, mean = torch.var_mean(y.unflatten(1, (groups, -1)), (2, 3, 4, 5), correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def volumes(per_channel):
+    """(b, c) as (b, c, 1, 1, 1)."""
+    return per_channel[..., None, None, None]
+
+
+def by_groups(grad, x, y, weight, mean, scale, groups, needs):
+    """Gradients of y (in the place of x), weight and bias, one group at a time: what is made on the way is small."""
+    voxels = y[0, 0].numel()
+    sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
+    at_once = 1 if y.is_contiguous() else groups  # a group of channels_last_3d is scattered
+    channels = y.shape[1] // groups * at_once
+    for i, j in np.ndindex(len(y), groups // at_once):
+        s, g = slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
+        part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
+        one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
+        statistics = mean[i : i + 1, g].contiguous(), scale[i : i + 1, g].contiguous()
+        size = 1, channels, voxels, at_once
+        y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
+        part.copy_(y_grad)
+        for total, other in zip(sums, others, strict=True):
+            if total is not None:
+                total[s] += other
+    return x, *sums
+
+
+def in_few_steps(grad, x, y, weight, mean, scale, groups, needs):
+    r"""The same for a GPU, in few large steps. With g = grad where x > 0, $\hat y$ = (y - mean) scale and n values in a group,
+
+    dL/dy = scale (w g - (sum of w g) / n - $\hat y$ (sum of w g $\hat y$) / n): a factor on g, one on y, and a constant.
+    """
+    g = x.sign_().mul_(grad)
+    per_group = y.shape[1] // groups
+    mean, scale = (v.repeat_interleave(per_group, 1) for v in (mean, scale))
+    total = g.sum((2, 3, 4))
+    product = torch.stack(
+        [(a * b).sum((1, 2, 3)) for a, b in zip(g, y, strict=True)]
+    )  # one volume's products at a time
+    product = (product - mean * total) * scale  # sum of g times normalised y, per channel
+    n = per_group * y[0, 0].numel()
+    along, across = (
+        (weight * v).unflatten(1, (groups, -1)).sum(2).repeat_interleave(per_group, 1) / n for v in (product, total)
+    )
+    on_y = -scale.square() * along
+    g.mul_(volumes(scale * weight)).addcmul_(y.to(g.dtype), volumes(on_y)).add_(volumes(-scale * across - on_y * mean))
+    return g, *(v.sum(0) if needed else None for v, needed in zip((product, total), needs[1:], strict=True))
 
 
 class Conv3d(nn.Conv3d):
@@ -86,10 +145,19 @@ class UpConv3d(nn.Conv3d):
     """nearest x 2, then conv3, with the same parameters, without the up-sampled tensor."""
 
     def forward(self, x):
-        if x.shape[-1] <= PRODUCTS_UP_TO:
-            return convolve(x, self.weight, self.bias, Products())
-        form = Phases if x.shape[-1] >= PHASES_FROM else Transposed
-        return convolve(x, self.weight, self.bias, form((2, 2, 2), (1, 1, 1)))
+        return convolve(x, self.weight, self.bias, self.form(x))
+
+    def form(self, x):
+        """The fastest form for an input of this size on its device."""
+        size, strides = x.shape[-1], ((2, 2, 2), (1, 1, 1))
+        if on_gpu(x):
+            half = x.dtype is not torch.float32 or torch.is_autocast_enabled("cuda")
+            if size <= (PLAIN_UP_TO_16_BIT if half else PLAIN_UP_TO):
+                return Plain((1, 1, 1), (1, 1, 1))
+            return Phases(*strides) if len(self.weight) == 1 else Transposed(*strides)
+        if size <= PRODUCTS_UP_TO:
+            return Products()
+        return Phases(*strides) if size >= PHASES_FROM else Transposed(*strides)
 
 
 def convolve(x, weight, bias, form):
@@ -107,7 +175,7 @@ class ConvolveFunction(torch.autograd.Function):
     def forward(ctx, x, weight, bias, form, source):
         kept, ctx.settings, ctx.made = (x,), (), None
         if source is not None:
-            *kept, groups, eps, ctx.made = source
+            *kept, groups, eps, ctx.made = source  # y, weight, bias, mean, scale
             ctx.settings = groups, eps
         ctx.save_for_backward(weight, *(kept if ctx.needs_input_grad[1] else ()))
         ctx.shape, ctx.form = x.shape, form
@@ -123,7 +191,8 @@ class ConvolveFunction(torch.autograd.Function):
             x = kept[0]
         else:
             if "x" not in ctx.made:
-                ctx.made["x"] = norm_relu(*kept, *ctx.settings)
+                *inputs, mean, scale = kept
+                ctx.made["x"] = norm_relu(*inputs, *ctx.settings, (mean, scale))
             x = ctx.made["x"][0].to(grad.dtype)
         x_grad, *others = ctx.form.backward(grad, x, weight, list(ctx.needs_input_grad[:3]))
         return x_grad, *(None if g is None else g.to(weight.dtype) for g in others), None, None
@@ -143,6 +212,17 @@ class Direct:
     def backward(self, grad, x, weight, needs):
         weight = weight.to(grad.dtype)
         return torch.ops.aten.convolution_backward(grad, x, weight, [grad.shape[1]], *self.geometry, needs)
+
+
+class Plain(Direct):
+    """nearest x 2 and conv3 as they are, but for the up-sampled tensor, which is not kept."""
+
+    def forward(self, x, weight, bias):
+        return super().forward(F.interpolate(x, scale_factor=2), weight, bias)
+
+    def backward(self, grad, x, weight, needs):
+        x_grad, *others = super().backward(grad, F.interpolate(x, scale_factor=2), weight, needs)
+        return None if x_grad is None else 8 * F.avg_pool3d(x_grad, 2), *others
 
 
 class Transposed(Direct):

@@ -110,7 +110,7 @@ def read_ahead(read, start, end):
 def train_step(algorithm, batch, step, steps, seed, rank, fabric):
     """One step: seed, learning rate, update; returns the losses as tensors."""
     torch.manual_seed(step_seed(seed, step, rank))
-    batch = to_device(algorithm.prepare(batch, step_generator(seed, step, rank)), fabric)
+    batch = algorithm.prepare(to_device(batch, fabric), step_generator(seed, step, rank))  # a CPU generator everywhere
     for optimiser in algorithm.optimisers.values():
         for group in optimiser.param_groups:
             group["lr"] = algorithm.learning_rate(step, steps) * group.get("rate", 1.0)

@@ -42,12 +42,15 @@ def deform(volumes, generator):
     training. The bend varies from slice to slice, smoothly. Cubic interpolation, which blurs little; zero outside.
     """
     b, n = len(volumes), volumes.shape[-1]
-    linear = torch.eye(2) + 0.05 * torch.randn(b, 2, 2, generator=generator)
-    shift = 0.03 * torch.randn(b, 2, 1, generator=generator)  # of half the field of view
-    bend = F.interpolate(0.025 * torch.randn(b, 2, 5, 5, 5, generator=generator), volumes.shape[-3:], mode="trilinear")
+    draws = (torch.randn(b, 2, *shape, generator=generator) for shape in ((2,), (1,), (5, 5, 5)))
+    linear, shift, bend = (draw.to(volumes.device) for draw in draws)
+    affine = torch.cat(
+        [torch.eye(2, device=volumes.device) + 0.05 * linear, 0.03 * shift], 2
+    )  # of half the field of view
+    bend = F.interpolate(0.025 * bend, volumes.shape[-3:], mode="trilinear")
     slices = volumes.movedim(-1, 1).flatten(0, 1)
-    affine = torch.cat([linear, shift], 2).repeat_interleave(n, 0)
-    grid = F.affine_grid(affine, list(slices.shape), align_corners=False) + bend.permute(0, 4, 2, 3, 1).flatten(0, 1)
+    grid = F.affine_grid(affine.repeat_interleave(n, 0), list(slices.shape), align_corners=False)
+    grid = grid + bend.permute(0, 4, 2, 3, 1).flatten(0, 1)
     bent = F.grid_sample(slices, grid, mode="bicubic", align_corners=False).clip(0, 1)
     return bent.unflatten(0, (b, n)).movedim(1, -1)
 
