@@ -5,6 +5,9 @@ ONLY    ?=
 OUT     ?= build/$(PROFILE)
 JOBS    ?= 1
 DATA_DIR ?=
+REFERENCE ?=
+FORMS    = $(if $(REFERENCE),--reference '$(REFERENCE)' --forms 'reference$(COMMA)plain$(COMMA)lean')
+COMMA   := ,
 BIN     := .venv/bin
 
 .PHONY: help run test fuzz lab student sweep-uda bench bench-gpu full-size lint clean
@@ -17,7 +20,7 @@ help:
 	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
-	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix and HA-GAN on a GPU)'
+	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix, HA-GAN and memory on a GPU; REFERENCE=DIR)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
 	@echo 'make lint     ruff on library, tests and notebooks'
 	@echo 'make clean    remove build/ and caches; .venv stays'
@@ -60,8 +63,11 @@ bench: .venv/stamp
 
 bench-gpu: .venv/stamp
 	$(BIN)/python benchmarks/bench_pix2pix.py --device cuda
-	$(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda
-	$(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda --bf16 1
+	for precision in fp32 tf32 bf16; do \
+	  $(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda --precision $$precision --rounds 5 --memory 1 --profile 1 \
+	    $(FORMS) || exit 1; done
+	$(BIN)/python benchmarks/memory_gpu.py
+	$(BIN)/python benchmarks/hagan_quality.py --device cuda
 
 full-size: .venv/stamp
 	DATA_DIR='$(DATA_DIR)' $(BIN)/python benchmarks/full_size.py

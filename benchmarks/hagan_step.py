@@ -8,7 +8,8 @@ The forms take turns in one process; each form's step is the median of its round
 seconds (user and system, of this process) hardly depend on what else runs; wall seconds do, and on a GPU (``--device cuda``)
 they alone count. ``--precision``: fp32; on a GPU also tf32 (fp32 whose convolutions and products may use TF32) and bf16
 (autocast). ``--forms``: which to run, the first as the yardstick, such as "reference,lean,lean channels_last,lean compiled".
-``--memory 1``: peak memory of each form alone, allocated on a GPU, resident elsewhere (there in a process of its own). The
+``--memory 1``: peak memory of each form alone, allocated on a GPU, resident elsewhere (there in a process of its own).
+``--profile 1``, on a GPU: a table of each form's operations by torch.profiler, with the time that the GPU is busy. The
 public loop's zeroing and freezing are written here in our words (it has no function to call); it starts anywhere, ours at a
 multiple of 4.
 """
@@ -152,7 +153,17 @@ def peak(form, args, x):
 
 def main():
     args = arguments(
-        __doc__, size=128, reference="", forms="", rounds=3, precision="fp32", batch=2, memory=0, only="", note=""
+        __doc__,
+        size=128,
+        reference="",
+        forms="",
+        rounds=3,
+        precision="fp32",
+        batch=2,
+        memory=0,
+        profile=0,
+        only="",
+        note="",
     )
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -168,9 +179,21 @@ def main():
     peaks = {
         form: round(peak(form, args, x), 2) for form in names if args.memory
     }  # first: a child starts at its parent's
-    seconds = rounds({form: build(form, args) for form in names}, x, args.rounds)
+    forms = {form: build(form, args) for form in names}
+    seconds = rounds(forms, x, args.rounds)
     name = f"hagan_step-{args.device}-{args.size}" + ("" if args.device == "cpu" else f"-{args.precision}")
     write(args.out, name, table(seconds, peaks, args), args.device)
+    for form, subject in forms.items() if args.profile else ():
+        profile(subject, x, args.out / f"{name}-{form.replace(' ', '_')}.txt")
+
+
+def profile(subject, x, path):
+    """Write the operations of one iteration that keep the GPU busy longest."""
+    activities = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=activities) as profiler:
+        subject.iterate(x)
+    table = profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=60)
+    path.write_text(table + "\n", encoding="utf-8")
 
 
 def rounds(forms, x, number):
