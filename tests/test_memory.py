@@ -268,8 +268,8 @@ def test_the_allocator_agrees():
     [(segresnet, Setting(96, 2)), (hagan, Setting(128, 2)), (functools.partial(hagan, lean=True), Setting(256, 2))],
 )
 def test_a_gpu_allocates_what_is_planned(build, setting):
-    """Within 10 % of max_memory_allocated, in single precision. The rest is scratch of cuDNN, which a network must be large enough
-    to outweigh: an H200 asked for 77 MB more than the 81 MB planned for a HA-GAN of an eighth of the widths.
+    """Within 10 % of max_memory_allocated, in single precision. The rest is scratch of cuDNN, which a network must be large
+    enough to outweigh: an H200 asked for 77 MB more than the 81 MB planned for a HA-GAN of an eighth of the widths.
     """
     planned = account(functools.partial(training, build, setting))
     found = memory.measured(functools.partial(training, build, setting))
