@@ -73,8 +73,8 @@ def test_which_form_of_up_sampling_runs(device):
 
 
 @pytest.mark.parametrize("chosen", UP_SAMPLING, ids=lambda form: type(form).__name__)
-def test_up_sampling_and_convolution_need_no_up_sampled_tensor(chosen, monkeypatch):
-    """In every form: output and gradients, on odd sides, in double precision."""
+def test_up_sampling_and_convolution_are_equal_in_every_form(chosen, monkeypatch):
+    """Output and gradients, on odd sides, in double precision."""
     monkeypatch.setattr(hagan_lean.UpConv3d, "form", lambda self, x: chosen)
     torch.manual_seed(0)
     plain = nn.Conv3d(3, 5, 3, padding=1).double()

@@ -10,7 +10,6 @@ from PIL import Image
 from ..files import atomic
 from .profiles import notebooks_folder
 
-
 LARGE = 60_000  # bytes
 
 

@@ -1,8 +1,9 @@
 """HA-GAN's networks in less time and memory, with the same mathematics: each lever beside the plain form that it equals.
 
 1. Up-sampling: nearest neighbour x 2 followed by a 3-tap convolution [a, b, c] is one transposed convolution of stride 2 with
-   the taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is never built, and every output
-   needs 8 products instead of 27; where the volume is small, 27 products for 8 outputs.
+   the taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is not built, and every output
+   needs 8 products instead of 27; where the volume is small, 27 products for 8 outputs. (On a GPU small ones are
+   up-sampled for a moment: one large product is faster there.)
 2. Stored activations: of [convolution, GroupNorm, ReLU] only the convolution's output is kept for the backward pass; the next
    layer's input is computed from it once more. A convolution whose weights do not learn keeps no input at all.
 3. LeakyReLU writes over its input: its output tells the sign as well.
@@ -23,10 +24,7 @@ SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
 PHASE = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]).view(2, 2, 3)  # [a, b + c], [a + b, c]
 PHASES = torch.einsum("aix,bjy,ckz->abcijkxyz", PHASE, PHASE, PHASE).reshape(64, 27)
 PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest on a CPU
-PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = (
-    8,
-    16,
-)  # the same on a GPU (measured on an H200), whose matrix units like one large product
+PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = 8, 16  # the same on a GPU (an H200): its matrix units like one large product
 
 
 def on_gpu(x):
@@ -142,7 +140,7 @@ class Conv3d(nn.Conv3d):
 
 
 class UpConv3d(nn.Conv3d):
-    """nearest x 2, then conv3, with the same parameters, without the up-sampled tensor."""
+    """nearest x 2, then conv3, with the same parameters; the up-sampled tensor is not kept."""
 
     def forward(self, x):
         return convolve(x, self.weight, self.bias, self.form(x))
@@ -151,7 +149,7 @@ class UpConv3d(nn.Conv3d):
         """The fastest form for an input of this size on its device."""
         size, strides = x.shape[-1], ((2, 2, 2), (1, 1, 1))
         if on_gpu(x):
-            half = x.dtype is not torch.float32 or torch.is_autocast_enabled("cuda")
+            half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cuda")
             if size <= (PLAIN_UP_TO_16_BIT if half else PLAIN_UP_TO):
                 return Plain((1, 1, 1), (1, 1, 1))
             return Phases(*strides) if len(self.weight) == 1 else Transposed(*strides)

@@ -95,16 +95,12 @@ class HAGAN(Algorithm):
                 raise ValueError(f"{key} {recipe[key]!r} is unknown; use one of {allowed}")
         self.recipe, self.size, self.classes = recipe, recipe["size"], recipe["classes"]
         self.joint = recipe["joint"] and recipe["encoder"]
-        self.at_once = (
-            recipe["lean"] and recipe["beta_1"] == 0
-        )  # with one moment alone a step needs nothing but its gradient
+        self.at_once = recipe["lean"] and recipe["beta_1"] == 0  # with one moment alone a step needs nothing but its gradient
         require_size(self.size, recipe["fraction"])
         self.depth = int(self.size * recipe["fraction"])
         self.reads = ("x", "label") if self.classes else ("x",)
         if recipe["recovery_first"] and not self.joint:
-            raise ValueError(
-                "recovery_first needs joint and encoder: nothing else would teach the generator at the beginning"
-            )
+            raise ValueError("recovery_first needs joint and encoder: nothing else would teach the generator at the beginning")
         self.phases = ("recovery", "game") if recipe["recovery_first"] else ("game",)  # in which other networks learn
         sizes = self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes
         self.networks = networks(*sizes, recipe["joint"])  # also without an encoder: G^A may go on from standard codes
@@ -245,9 +241,7 @@ class HAGAN(Algorithm):
         z, kl = self.codes(features)
         x_r, x_low = self.generate(self.with_label(z, label), r)
         loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)
-        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe[
-            "kl_weight"
-        ] * kl
+        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe["kl_weight"] * kl
 
     def codes(self, features):
         """Codes of a batch for equation (7), and the KL of own codes to N(0, I); as printed E^G gives a code and no KL."""

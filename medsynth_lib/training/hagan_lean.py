@@ -47,9 +47,8 @@ class SecondMomentAdam(torch.optim.Optimizer):
             state["step"], state["exp_avg_sq"] = 0, torch.zeros_like(parameter)
         state["step"] = int(state["step"]) + 1  # a tensor after a resume
         correction = math.sqrt(1 - group["beta"] ** state["step"])
-        rows = (
-            len(parameter) if parameter.is_cuda else max(1, CHUNK // parameter[0].numel())
-        )  # a GPU likes few large steps
+        # a GPU likes few large steps
+        rows = len(parameter) if parameter.is_cuda else max(1, CHUNK // parameter[0].numel())
         for p, g, v in zip(*(t.split(rows) for t in (parameter, parameter.grad, state["exp_avg_sq"])), strict=True):
             v.mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])
             p.addcdiv_(g, v.sqrt().div_(correction).add_(group["eps"]), value=-group["lr"])
