@@ -5,9 +5,9 @@ ONLY    ?=
 OUT     ?= build/$(PROFILE)
 JOBS    ?= 1
 DATA_DIR ?=
-REFERENCE ?=
-FORMS    = $(if $(REFERENCE),--reference '$(REFERENCE)' --forms 'reference$(COMMA)plain$(COMMA)lean')
-COMMA   := ,
+ifdef REFERENCE
+FORMS   := --reference '$(REFERENCE)' --forms reference,plain,lean
+endif
 BIN     := .venv/bin
 
 .PHONY: help run test fuzz lab student sweep-uda bench bench-gpu full-size lint clean

@@ -16,9 +16,7 @@ from medsynth_lib.training.hagan import GENERATOR, HAGAN, PAPER, low_resolution,
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
 from medsynth_lib.training.loop import fit
 
-RECIPE = PAPER | dict(
-    size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3
-)
+RECIPE = PAPER | dict(size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3)
 FORMS = dict(lean=False), dict(lean=True)
 R = 8  # where the sub-volume of these tests starts
 
@@ -63,13 +61,15 @@ def device(request, monkeypatch):
 def test_which_form_of_up_sampling_runs(device):
     """By size: products, transposed, phases on a CPU; on a GPU plain, transposed, and phases for one channel."""
     asked = [(4, 5), (8, 5), (16, 5), (32, 5), (32, 1)]
-    layers = [(hagan_lean.UpConv3d(3, channels, 3), torch.zeros(1, 3, 1, 1, size)) for size, channels in asked]
-    names = [type(layer.form(x)).__name__ for layer, x in layers]
-    expected = {
-        "CPU": "Products Transposed Transposed Phases Phases",
-        "GPU": "Plain Plain Transposed Transposed Phases",
-    }
-    assert " ".join(names) == expected[device]
+
+    def names(dtype):
+        sizes = [(hagan_lean.UpConv3d(3, channels, 3), torch.zeros(1, 3, 1, 1, n, dtype=dtype)) for n, channels in asked]
+        return " ".join(type(layer.form(x)).__name__ for layer, x in sizes)
+
+    expected = ["Products Transposed Transposed Phases Phases"] * 2
+    if device == "GPU":
+        expected = ["Plain Plain Transposed Transposed Phases", "Plain Plain Plain Transposed Phases"]
+    assert names(torch.float32) == names(torch.float64) == expected[0] and names(torch.bfloat16) == expected[1]
 
 
 @pytest.mark.parametrize("chosen", UP_SAMPLING, ids=lambda form: type(form).__name__)

@@ -213,9 +213,7 @@ def test_fake_steps_hold_what_real_ones_do(name):
     assert abs(fake.peak / real.peak - 1) < 0.03
     assert fake.parts == pytest.approx(real.parts, rel=0.03, abs=1e4)
     assert fake.kept == real.kept == 0
-    constants = sum(
-        v.nbytes for v in vars(hagan_lean).values() if isinstance(v, torch.Tensor)
-    )  # of a module: they stay
+    constants = sum(v.nbytes for v in vars(hagan_lean).values() if isinstance(v, torch.Tensor))  # of a module: they stay
     assert fake.leaked <= constants
 
 
@@ -416,9 +414,7 @@ def failing(monkeypatch, tmp_path):
     """train_or_load, whose training ends in an error; plans are those of `by_setting`, but every network is really made."""
 
     def by_setting(build, size, batch, sub_volume=None, checkpointing=False, precision="fp32", sample=None):
-        given = {
-            k: v for k, v in dict(size=size, sub_volume=sub_volume).items() if k in inspect.signature(build).parameters
-        }
+        given = {k: v for k, v in dict(size=size, sub_volume=sub_volume).items() if k in inspect.signature(build).parameters}
         with torch.device("meta"):
             algorithm = build(**given)
         share = (sub_volume or 1) / (4 if algorithm.recipe.get("lean") else 1)
@@ -436,9 +432,7 @@ def failing(monkeypatch, tmp_path):
 
 
 SMALL = dict(latent=8, learning_rate=1e-3, batch_size=2)
-HAGAN = PAPER | dict(
-    algorithm="hagan", size=64, c=4, fraction=1 / 4, loss="public", average=0.999, latent=8, learning_rate=1e-3
-)
+HAGAN = PAPER | dict(algorithm="hagan", size=64, c=4, fraction=1 / 4, loss="public", average=0.999, latent=8, learning_rate=1e-3)
 
 
 @pytest.mark.parametrize("recipe, sample, levers", [

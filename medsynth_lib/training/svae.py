@@ -44,6 +44,7 @@ def deform(volumes, generator):
     b, n = len(volumes), volumes.shape[-1]
     draws = (torch.randn(b, 2, *shape, generator=generator) for shape in ((2,), (1,), (5, 5, 5)))
     linear, shift, bend = (draw.to(volumes.device) for draw in draws)
+    # a shift of 1 is half the field of view
     affine = torch.cat([torch.eye(2, device=volumes.device) + 0.05 * linear, 0.03 * shift], 2)
     bend = F.interpolate(0.025 * bend, volumes.shape[-3:], mode="trilinear")
     slices = volumes.movedim(-1, 1).flatten(0, 1)
