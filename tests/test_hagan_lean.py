@@ -55,6 +55,7 @@ UP_SAMPLING = [
 def device(request, monkeypatch):
     """Run a test with the operations that are chosen on a CPU, and with those that are chosen on a GPU, where there is none."""
     monkeypatch.setattr(hagan_lean, "on_gpu", lambda x: request.param == "GPU")
+    monkeypatch.setattr(hagan_lean, "SMALL", 2**12)  # values: small test volumes, too, are cut into groups, but not all of them
     return request.param
 
 

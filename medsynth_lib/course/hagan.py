@@ -56,7 +56,8 @@ def structure_segmenter(lesson):
     """A network (b, 1, N, N, N) -> logits (b, 13, N, N, N), trained on simulated tumour-free brains or loaded."""
     train, tune = (labelled_cubes(lesson, split) for split in ("train", "tune"))
     recipe = dict(algorithm="structures", **lesson.settings.structures, seed=lesson.seed)
-    return train_or_load("structures", recipe, train, tune).networks["segmenter"]
+    network = train_or_load("structures", recipe, train, tune).networks["segmenter"]
+    return network.to(memory_format=torch.channels_last_3d)  # a CPU convolves so faster
 
 
 def labelled_cubes(lesson, split):
@@ -80,8 +81,7 @@ def measure_volumes(cubes, spacings, modality, segmenter=None):
     if segmenter is None:
         raise DataError("structures of a brain are measured by a segmenter; give structure_segmenter(lesson).")
     rows = []
-    for cube, mm in zip(cubes, spacings, strict=True):
-        labels = label_structures(segmenter, cube)
+    for cube, labels, mm in zip(cubes, label_structures(segmenter, cubes), spacings, strict=True):
         ml = float(mm.prod()) / 1000
         counts = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) * ml
         structures = dict(zip(STRUCTURES[1:], counts[1:].tolist(), strict=True))

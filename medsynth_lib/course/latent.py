@@ -78,7 +78,7 @@ class Domain:
     def masks(self, cube):
         """{factor: boolean mask (S, S, S)} of one volume (1, S, S, S); empty ones where a chest has no lung."""
         if self.modality == "t1":
-            labels = label_structures(self.segmenter, cube)
+            labels = label_structures(self.segmenter, cube[None])[0]
             inside = {name: labels == STRUCTURES.index(name) for name in self.names[1:]}
             return {"brain": brain_mask(cube)} | inside
         try:
@@ -107,7 +107,7 @@ def open_domain(lesson, modality, real, segmenter=None):
     depth = int(trained.recipe["size"] * trained.recipe["fraction"])
     domain = Domain(modality, splits, kind, trained.networks, depth, spacing, segmenter)
     cubes = [s["x"] for s in samples]
-    domain.population = pd.concat([domain.measured(x[None]) for x in cubes], ignore_index=True)
+    domain.population = pd.concat([domain.measured(part) for part in torch.stack(cubes).split(8)], ignore_index=True)
     print(
         f"{domain.kind} {modality}: HA-GAN {trained.origin}, {trained.recipe['steps']} steps; {len(cubes)} volumes measured"
     )

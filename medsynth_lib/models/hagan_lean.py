@@ -24,6 +24,7 @@ SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
 PHASE = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]).view(2, 2, 3)  # [a, b + c], [a + b, c]
 PHASES = torch.einsum("aix,bjy,ckz->abcijkxyz", PHASE, PHASE, PHASE).reshape(64, 27)
 PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest on a CPU
+SMALL = 2**18  # values: so few are not worth being cut into groups
 PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = 8, 16  # the same on a GPU (an H200): its matrix units like one large product
 
 
@@ -94,14 +95,16 @@ def by_groups(grad, x, y, weight, mean, scale, groups, needs):
     """Gradients of y (in the place of x), weight and bias, one group at a time: what is made on the way is small."""
     voxels = y[0, 0].numel()
     sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
-    at_once = 1 if y.is_contiguous() else groups  # a group of channels_last_3d is scattered
+    small = y.numel() <= SMALL
+    n = len(y) if small else 1  # volumes at once
+    at_once = 1 if y.is_contiguous() and not small else groups  # a group of channels_last_3d is scattered
     channels = y.shape[1] // groups * at_once
-    for i, j in np.ndindex(len(y), groups // at_once):
-        s, g = slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
-        part = x[i : i + 1, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
-        one = part.sign_().mul_(grad[i : i + 1, s]), y[i : i + 1, s].to(weight.dtype)
-        statistics = mean[i : i + 1, g].contiguous(), scale[i : i + 1, g].contiguous()
-        size = 1, channels, voxels, at_once
+    for i, j in np.ndindex(len(y) // n, groups // at_once):
+        v, s, g = slice(i * n, (i + 1) * n), slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
+        part = x[v, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
+        one = part.sign_().mul_(grad[v, s]), y[v, s].to(weight.dtype)
+        statistics = mean[v, g].contiguous(), scale[v, g].contiguous()
+        size = n, channels, voxels, at_once
         y_grad, *others = torch.ops.aten.native_group_norm_backward(*one, *statistics, weight[s], *size, needs)
         part.copy_(y_grad)
         for total, other in zip(sums, others, strict=True):
