@@ -43,6 +43,7 @@ class Results:
         """The results as a pandas DataFrame to end a notebook with: measured here beside the paper's number."""
         import pandas as pd
 
+        pd.set_option("display.max_rows", 200)  # the last table is for looking things up
         rows = {
             row["name"]: [show(row["value"]), row["unit"], show(row["paper"]), row["note"]]
             for row in self._data["results"]
