@@ -55,8 +55,11 @@ def distances(queries, references):
     ``references`` are read one at a time, so that a whole training set may be given: a tensor or an iterable of volumes.
     """
     flat = queries.flatten(1).double()  # a sum over all voxels
-    exact = dict(compute_mode="donot_use_mm_for_euclid_dist")  # products would round the distance of a copy away
-    columns = [torch.cdist(flat, one.reshape(1, -1).double(), **exact) for one in references]
+    # matrix products, which cdist takes from 26 rows on, would leave a copy at a distance above 0
+    columns = [
+        torch.cdist(flat, one.reshape(1, -1).double(), compute_mode="donot_use_mm_for_euclid_dist")
+        for one in references
+    ]
     return (torch.cat(columns, 1) / flat.shape[1] ** 0.5).to(queries.dtype)
 
 
@@ -64,7 +67,8 @@ def nearest_neighbours(queries, references):
     """Table, a row a query: "nearest", the index of its nearest reference; "distance" to it; and "share", that over the
     median distance to all references.
 
-    A copy has distance and share 0. A blurred volume is near to everything, so its distance is small and its share near 1.
+    A copy has distance and share 0, if there are at least three references. A blurred volume is near to everything, so its
+    distance is small and its share near 1.
     """
     d = distances(queries, references)
     distance, nearest = d.min(1)

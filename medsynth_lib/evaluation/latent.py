@@ -133,15 +133,19 @@ def entanglement(doses, measured):
     """Matrix (k, k): row i, what a walk along direction i really did to each factor, per unit of its dose; a mean over walks.
 
     measured: (k directions, n walks, p doses, k factors), in standard deviations of the population, as the doses (p).
-    The diagonal is the response (1: predicted and found agree), the rest is drift. Walks with a nan are left out.
+    The diagonal is the response (1: predicted and found agree), the rest is drift. Walks with a nan, in whichever factor, are
+    left out; a row without any whole walk is nan.
     """
-    return slopes(doses, measured).nanmean(1)
+    found = slopes(doses, measured)
+    whole = found.isfinite().all(2, keepdim=True)
+    return found.where(whole, torch.nan).nanmean(1)
 
 
 def purity(matrix):
     """Share of all change that is the wanted one: mean over i of max(E_ii, 0) / sum_j |E_ij|, for matrices (..., k, k).
 
-    1: nothing else moves; 1/k: all factors move alike; 0: only others move, or each factor moves the wrong way.
+    1: nothing else moves; 1/k: all factors move alike; 0: only others move, or each factor moves the wrong way; nan where along
+    some direction nothing moves at all.
     """
     wanted = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     return (wanted / matrix.abs().sum(-1)).mean(-1)

@@ -1,6 +1,6 @@
 """What a training step keeps in memory, and what fits on which card: an accountant that allocates nothing, and a planner.
 
-    python -m medsynth_lib.evaluation.memory SegResNet --size 128 --batch 2 --precision bf16
+    python -m medsynth_lib.evaluation.memory SegResNet --size 128 --batch 2 --precision "bf16 autocast"
     python -m medsynth_lib.evaluation.memory HA-GAN lean=True --size 64 128 256 --batch 1 2 4
     python -m medsynth_lib.evaluation.memory alpha-GAN --size 64 128 256
     python -m medsynth_lib.evaluation.memory package.module:function --checkpointing
@@ -295,10 +295,8 @@ def account(build, fake=True):
     needs should be imported before, or their constants are fake, too. Raises ValueError where the step's course depends on
     values in another way.
     """
-    warnings.filterwarnings(
-        "ignore", "Accessing the data pointer of FakeTensor"
-    )  # by deepcopy, of a network's parameters
-    with fake_tensors() if fake else contextlib.nullcontext(), young_objects(), Account() as ledger:
+    with warnings.catch_warnings(), fake_tensors() if fake else contextlib.nullcontext(), frozen_garbage(), Account() as ledger:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
         training = build()
         training.step()
         training.declare(ledger)
@@ -314,8 +312,9 @@ def account(build, fake=True):
 
 
 @contextlib.contextmanager
-def young_objects():
+def frozen_garbage():
     """Within, the garbage collector passes over all objects from before: looking at them again takes longer than a small step."""
+    gc.collect()  # what is dead already is not kept
     gc.freeze()
     try:
         yield
@@ -388,7 +387,7 @@ def plan(build, size, batch=1, precision="fp32", checkpointing=False, sub_volume
 
 
 def training(build, setting, **task):
-    """The Training of a network or an algorithm in a setting, as it runs on a GPU."""
+    """The Training of a network or an algorithm in a setting: with a GPU's precisions and optimiser, and a CPU's operations."""
     asked = inspect.signature(build).parameters
     given = {k: v for k, v in asdict(setting).items() if k in asked and v is not None}
     with default_type(torch.bfloat16 if setting.precision == "16-bit" else torch.float32):
@@ -460,7 +459,8 @@ def unsupervised(algorithm, setting, sample=None):
 
 
 def hagan(size=256, sub_volume=1 / 8, latent=1024, c=32, classes=0, lean=False, levers=(), checkpoint=False):
-    """HA-GAN as the paper trains it, to be planned: ``plan(hagan, 256, batch=2)``.
+    """HA-GAN by the paper's recipe, but with the public implementation's averages in the losses and a running mean of the
+    generator's weights, to be planned: ``plan(hagan, 256, batch=2)``.
 
     ``levers``: parts of the lean form, alone: any of "up-sampling", "activations", "optimiser state".
     """
@@ -610,7 +610,8 @@ def advice(error, build, setting, memory, others=(), **task):
     levers = [replace(setting, batch=setting.batch // 2)] if setting.batch > 1 else []
     levers += [] if setting.checkpointing else [replace(setting, checkpointing=True)]
     levers += [replace(setting, precision="bf16 autocast")] if setting.precision == "fp32" else []
-    levers += [replace(setting, sub_volume=(setting.sub_volume or 1.0) / 2)]
+    own = inspect.signature(build).parameters.get("sub_volume")  # the network's own share, which it takes if it is given none
+    levers += [replace(setting, sub_volume=(setting.sub_volume or (own.default if own else 1.0)) / 2)]
     levers += [replace(setting, size=setting.size // 2)] if setting.size else []
     lines = []
     for lever, name, make in [*((lever, "", build) for lever in [setting, *levers]), *((setting, *o) for o in others)]:
@@ -687,7 +688,7 @@ def main(arguments=None):
     try:
         build = find(options.network, dict(options.arguments))
         show(build, options, setting | dict(channels=options.channels))
-    except (ValueError, ImportError, AttributeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError, AttributeError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

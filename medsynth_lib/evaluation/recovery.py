@@ -14,6 +14,7 @@ from scipy import ndimage
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import prepare_cube, to_hu
 from medsynth_lib.evaluation.ct import LUNG
+from medsynth_lib.evaluation.generation import distances
 from medsynth_lib.evaluation.image import nmse, psnr, ssim_map
 from medsynth_lib.evaluation.segmentation import dice
 
@@ -56,8 +57,7 @@ def recovery_scores(recovered, real, mask):
 
 def nearest(volumes, train):
     """Of each volume (b, ...) the training volume (n, ...) with the smallest squared error, found by looking at the volume."""
-    a, b = volumes.flatten(1), train.flatten(1)
-    return train[torch.cdist(a, b).argmin(1)]
+    return train[distances(volumes, train).argmin(1)]
 
 
 def up_sampled(low, factor=4):
@@ -93,8 +93,8 @@ def code_statistics(codes):
 
     mean: root mean square over dimensions of the mean code (0 up to 1 / sqrt(n)). sd: mean over dimensions of the standard
     deviation (1). norm: mean length (about sqrt(d)). correlation: root mean square of the correlation of two dimensions
-    (0 up to 1 / sqrt(n - 1)). directions: (sum of l)^2 / sum of l^2 of the covariance's eigenvalues l: how many directions share
-    the variance (about 1 / (1 / d + 1 / n) for n independent codes).
+    (about 1 / sqrt(n - 1) for independent ones). directions: (sum of l)^2 / sum of l^2 of the covariance's eigenvalues l: how
+    many directions share the variance (about 1 / (1 / d + 1 / n) for n independent codes).
     """
     n, d = codes.shape
     covariance = torch.cov(codes.T.double())

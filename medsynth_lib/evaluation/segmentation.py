@@ -15,14 +15,14 @@ def segment(network, x):
 
 
 @torch.no_grad()
-def label_structures(network, cubes, batch=4):
+def label_structures(network, cubes):
     """Labels (b, x, y, z), index into `atlas.STRUCTURES`, of T1 cubes (b, 1, x, y, z) in [-1, 1].
 
-    ``batch``: cubes at a time. On a CPU, PyTorch convolves a small volume that is alone by a slower algorithm.
+    Four at a time: PyTorch's CPU convolves a small volume that is alone by a slower algorithm, whose rounding differs.
     """
     network.eval()
     device = next(network.parameters()).device
-    return torch.cat([network(part.to(device)).argmax(1).cpu() for part in cubes.split(batch)])
+    return torch.cat([network(part.to(device)).argmax(1).cpu() for part in cubes.split(4)])
 
 
 def dice(a, b):

@@ -14,6 +14,9 @@ aten = torch.ops.aten
 MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
 
 
+WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_)  # their first argument
+
+
 class Work(TorchDispatchMode):
     """Notes each operation below autograd while active: ``operations`` lists (phase, name, FLOP, bytes).
 
@@ -36,19 +39,31 @@ class Work(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = run(func, args, kwargs)
+        if func is torch.ops.prim.device.default:  # a question
+            return out
         kind, flop, moved = func._overloadpacket, 0, 0
         if kind in flop_registry:
             flop = flop_registry[kind](*args, **kwargs, out_val=out)
         if tensors(out) and not func.is_view and kind not in MOVES_NOTHING:
-            moved = sum(t.numel() * t.element_size() for t in tensors((args, kwargs, out)))
+            read = tensors((args[1:], kwargs) if kind in WRITES_ONLY else (args, kwargs))
+            moved = sum(map(block, [*read, *tensors(out)]))
         self.operations.append((self.phases[-1], str(kind), flop, moved))
         return out
 
 
+def block(tensor):
+    """Bytes of a tensor; a dimension along which it is expanded holds one number."""
+    sizes = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 0]
+    return int(np.prod(sizes)) * tensor.element_size()
+
+
 def operations(build):
-    """One step of the Training that ``build()`` makes: a DataFrame, a row an operation, of "phase", "name", "flop", "bytes"."""
+    """The second step of the Training that ``build()`` makes, in which optimisers have their state: a DataFrame, a row an
+    operation, of "phase", "name", "flop", "bytes".
+    """
     with fake_tensors(), Work() as counter:
         training = build()
+        training.step()
         counter.operations.clear()
         training.step()
     return pd.DataFrame(counter.operations, columns=["phase", "name", "flop", "bytes"])

@@ -24,8 +24,8 @@ SUMS = torch.kron(torch.kron(SUM, SUM), SUM)
 PHASE = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]]).view(2, 2, 3)  # [a, b + c], [a + b, c]
 PHASES = torch.einsum("aix,bjy,ckz->abcijkxyz", PHASE, PHASE, PHASE).reshape(64, 27)
 PRODUCTS_UP_TO, PHASES_FROM = 4, 32  # voxels of an input along an axis: which form is fastest on a CPU
-SMALL = 2**18  # values: so few are not worth being cut into groups
 PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = 8, 16  # the same on a GPU (an H200): its matrix units like one large product
+SMALL = 2**18  # values of a batch: so few are not worth being cut into volumes and groups
 
 
 def on_gpu(x):
@@ -92,12 +92,15 @@ def volumes(per_channel):
 
 
 def by_groups(grad, x, y, weight, mean, scale, groups, needs):
-    """Gradients of y (in the place of x), weight and bias, one group at a time: what is made on the way is small."""
+    """Gradients of y (in the place of x), weight and bias, one group of one volume at a time, so that little is made on the way.
+
+    Where all is little anyway, all at once; a volume at once where its layout (channels_last_3d) scatters a group.
+    """
     voxels = y[0, 0].numel()
     sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
     small = y.numel() <= SMALL
     n = len(y) if small else 1  # volumes at once
-    at_once = 1 if y.is_contiguous() and not small else groups  # a group of channels_last_3d is scattered
+    at_once = 1 if y.is_contiguous() and not small else groups
     channels = y.shape[1] // groups * at_once
     for i, j in np.ndindex(len(y) // n, groups // at_once):
         v, s, g = slice(i * n, (i + 1) * n), slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
