@@ -5,8 +5,9 @@ ONLY    ?=
 OUT     ?= build/$(PROFILE)
 JOBS    ?= 1
 DATA_DIR ?=
+FORMS   := plain,lean,lean channels_last
 ifdef REFERENCE
-FORMS   := --reference '$(REFERENCE)' --forms reference,plain,lean
+FORMS   := reference,$(FORMS)
 endif
 BIN     := .venv/bin
 
@@ -63,9 +64,9 @@ bench: .venv/stamp
 
 bench-gpu: .venv/stamp
 	$(BIN)/python benchmarks/bench_pix2pix.py --device cuda
-	for precision in fp32 tf32 bf16; do \
-	  $(BIN)/python benchmarks/hagan_step.py --size 256 --device cuda --precision $$precision --rounds 5 --memory 1 --profile 1 \
-	    $(FORMS) || exit 1; done
+	for size in 128 256; do for precision in fp32 tf32 bf16; do \
+	  $(BIN)/python benchmarks/hagan_step.py --size $$size --device cuda --precision $$precision --rounds 5 --memory 1 --profile 1 \
+	    $(if $(REFERENCE),--reference '$(REFERENCE)') --forms '$(FORMS)' || exit 1; done; done
 	$(BIN)/python benchmarks/memory_gpu.py
 	$(BIN)/python benchmarks/hagan_quality.py --device cuda
 
