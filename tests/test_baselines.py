@@ -161,6 +161,76 @@ def test_losses_of_vae_gan():
     assert float(algorithm.generator_loss(x)) == pytest.approx(2 * math.log(2), rel=1e-5)
 
 
+def told_apart(name):
+    """The losses of one step, and who learns by each, where every kind of volume has its own value and its own score: real ones
+    1/4 and 2, samples -1/2 and -2, recoveries 3/4 and -1. All scores are flat, so that a penalty is 10; features are 3 x.
+    """
+    algorithm, x = make(name), torch.full((2, 1, 16, 16, 16), 0.25)
+    kinds = {0.25: 2.0, -0.5: -2.0, 0.75: -1.0}
+
+    def score(v):
+        return kinds.get(float(v.detach().mean()), 0.0) + 0 * v.flatten(1).mean(1, keepdim=True)
+
+    mean = torch.full((2, 8), 5.0)  # far from noise
+    algorithm.score, algorithm.update = score, lambda names, loss: (names, float(loss()))
+    algorithm.networks = {
+        "G": lambda z, *stage: torch.full_like(x, 0.75 if z.mean() > 2 else -0.5),
+        "E": lambda v: (mean, torch.full_like(mean, math.log(0.25))) if name == "VAE-GAN" else mean,
+        "C": lambda z: 3 / math.sqrt(8) * z.sum(1, keepdim=True),  # a slope of 3
+        "D": nn.Identity(),
+    }
+    algorithm.networks["D"].features = lambda v: 3 * v
+    algorithm.stage = lambda: (2, 1.0)  # Progressive GAN's last
+    torch.manual_seed(2)
+    losses = algorithm.step({"x": x})
+    return {k: names for k, (names, _) in losses.items()}, {k: value for k, (_, value) in losses.items()}
+
+
+def test_direction_of_wgan():
+    """The critic raises real volumes over samples, the generator raises samples."""
+    names, losses = told_apart("WGAN")
+    assert names == {"d": ("D",), "g": ("G",)}
+    assert losses == pytest.approx({"d": 10 - (2 + 2), "g": 2}, abs=1e-4)
+
+
+def test_direction_of_alpha_gan(monkeypatch):
+    """D raises real volumes over samples and recoveries, each with a penalty; C raises noise over codes, with 10 (3 - 1)^2;
+    generator and encoder raise samples, recoveries and codes, and |1/4 - 3/4| weighs 10.
+    """
+    noise = torch.linspace(-1, 1, 16).view(2, 8) - 0.5
+    monkeypatch.setattr(ALGORITHMS["alpha-GAN"], "noise", lambda self, x: noise)
+    names, losses = told_apart("alpha-GAN")
+    of_noise, of_code = (3 / math.sqrt(8) * 8 * level for level in (-0.5, 5.0))
+    assert names == {"g": ("G", "E"), "d": ("D",), "c": ("C",)}
+    assert losses["d"] == pytest.approx(2 * 10 - (2 + 2) - (2 + 1), abs=1e-4)
+    assert losses["c"] == pytest.approx(10 * (3 - 1) ** 2 - of_noise + of_code, abs=1e-3)
+    assert losses["g"] == pytest.approx(10 * 0.5 + 2 + 1 - of_code, abs=1e-4)
+
+
+def test_direction_of_vae_gan():
+    """D judges real volumes real, samples and recoveries fake; the generator wants both judged real, and the squared error of
+    features, (3/2)^2, weighs 20; for the encoder it weighs 10, beside the KL of N(5, 1/4), and there is no D to fool.
+    """
+    names, losses = told_apart("VAE-GAN")
+    real = {score: -math.log(1 / (1 + math.exp(-score))) for score in (2, -2, -1)}  # -log sigma
+    no = {score: -math.log(1 - 1 / (1 + math.exp(-score))) for score in (-2, -1)}  # -log (1 - sigma)
+    kl = (25 + 0.25 - math.log(0.25) - 1) / 2
+    assert names == {"d": ("D",), "g": ("G",), "e": ("E",)}
+    expected = {"d": real[2] + no[-2] + no[-1], "g": 20 * 1.5**2 + real[-2] + real[-1], "e": kl + 10 * 1.5**2}
+    assert losses == pytest.approx(expected, abs=1e-4)
+
+
+def test_drift_of_progressive_gan():
+    """.001 of the mean squared score of real volumes: of 1 and 3 it is 5, while the mean's square and the fakes' are 4."""
+    names, losses = told_apart("Progressive GAN")
+    assert names == {"d": ("D",), "g": ("G",)}
+    assert losses == pytest.approx({"d": 10 - (2 + 2) + 0.001 * 2**2, "g": 2}, abs=1e-4)
+    algorithm, x = make("Progressive GAN"), volumes()
+    real = torch.tensor([[1.0], [3.0]])
+    algorithm.score = lambda v: (real if v is x else -2) + 0 * v.flatten(1).mean(1, keepdim=True)
+    assert float(algorithm.critic_loss(x).detach()) == pytest.approx(10 - (2 + 2) + 0.001 * 5, abs=1e-4)
+
+
 # -- growing -------------------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,13 @@ def test_starts_cover_the_volume(rule, expected):
     assert {draw_start(32, 4, rule) for _ in range(600)} == expected
 
 
+def test_a_partition_and_aligned_starts_are_told_apart():
+    """At fraction 1/8 of 32 both rules draw multiples of 4; with sub-volumes of 8 slices those of a partition never overlap."""
+    torch.manual_seed(0)
+    starts = {rule: {draw_start(32, 8, rule) for _ in range(600)} for rule in ("partition", "aligned")}
+    assert starts == {"partition": {0, 8, 16, 24}, "aligned": {0, 4, 8, 12, 16, 20, 24}}
+
+
 def test_aligned_selectors_cut_the_same_slices():
     """Features that are the nearest-neighbour quarter of a volume: both cuts agree for every aligned r, not for all others."""
     x = torch.arange(32.0)[None, None, :, None, None].expand(1, 1, 32, 4, 4)
@@ -91,6 +98,31 @@ def test_losses_are_equations_4_and_5():
     assert torch.isclose(paper.adversarial(logits, True), sum(-p.log().mean() for p in d))
     assert torch.isclose(paper.adversarial(logits, False), sum(-(1 - p).log().mean() for p in d))
     assert torch.isclose(public.adversarial(logits, True), -((logits[0] + logits[1]) / 2).sigmoid().log().mean())
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+@pytest.mark.parametrize("form", ["paper", "public"])
+def test_the_game_has_its_direction(form, classes):
+    """D wants real volumes judged real and fakes judged fake, G wants fakes judged real. The classifier's cross-entropy: D learns
+    it from real volumes alone, in G's loss it weighs .1.
+    """
+    model, x, label, r = algorithm(loss=form, classes=classes), volumes(), torch.tensor([0, 1]) if classes else None, 8
+    real = select_high(x, r, 4), hagan.low_resolution(x)
+    generator = torch.Generator().manual_seed(2)
+    shift = torch.tensor([2.0, 0.0, 0.0])[: 1 + classes]
+    on_real = [torch.randn(2, 1 + classes, generator=generator) + shift for _ in range(2)]  # of D^H and D^L
+    on_fake = [torch.randn(2, 1 + classes, generator=generator) - shift for _ in range(2)]
+    model.judge = lambda x_r, x_low, r: on_real if x_r is real[0] else on_fake
+    a, b = (torch.cat([part[:, :1] for part in logits], 1) for logits in (on_real, on_fake))
+    if form == "public":  # one cross-entropy of the mean of both logits; else the sum of both
+        a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
+    d = -a.sigmoid().log().sum(1).mean() - (1 - b.sigmoid()).log().sum(1).mean()
+    g = -b.sigmoid().log().sum(1).mean()
+    if classes:
+        of_real, of_fake = (-(sum(logits)[:, 1:] / 2).softmax(1)[[0, 1], label].log().mean() for logits in (on_real, on_fake))
+        d, g = d + of_real, g + 0.1 * of_fake
+    assert torch.isclose(model.discriminator_loss(real, r, label), d)
+    assert torch.isclose(model.generator_loss(2, r, label), g)
 
 
 def test_reconstruction_losses_are_equations_6_and_7():
@@ -194,6 +226,24 @@ def test_joint_codes_are_drawn_from_the_posterior_and_cost_their_kl():
     assert nothing == 0 and torch.equal(code, again), "as printed nothing is drawn"
 
 
+@pytest.mark.parametrize("form, weight", [("paper", 3.0), ("public", 0.5)])
+def test_the_joint_loss_weighs_recovery_against_the_kl(form, weight):
+    """lambda (L1 + L1) + kl_weight KL, or half the L1 terms in the public form: q = N(1, 1/4) in each of 16 elements."""
+    model, x, r = algorithm(joint=True, loss=form, lam=3.0, kl_weight=0.02), volumes(), 8
+    nets, last = model.networks, model.networks["E^G"].layers[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([1.0, math.log(0.25)]).repeat_interleave(16))
+    real = select_high(x, r, 4), x[:, :, ::4, ::4, ::4]
+    torch.manual_seed(3)
+    loss = model.ground_loss(x, real, r, None)
+    torch.manual_seed(3)
+    a = nets["G^A"](1 + 0.5 * torch.randn(2, 16))
+    l1 = (nets["G^H"](select_low(a, r, 4)) - real[0]).abs().mean() + (nets["G^L"](a) - real[1]).abs().mean()
+    kl = 16 * (1 + 0.25 - math.log(0.25) - 1) / 2
+    assert torch.isclose(loss, weight * l1 + 0.02 * kl, rtol=1e-5)
+
+
 def test_the_encoder_of_a_joint_model_gives_the_mean():
     network = models.EncoderGround(32, 8, 2, variational=True)
     a = torch.randn(3, 4, 8, 8, 8)
@@ -215,6 +265,32 @@ def test_recovery_comes_first_then_codes_are_counted_and_then_the_game_begins():
         assert set(losses) == {"e_ground"} | {"recovery": {"e_high"}, "counting": set(), "game": {"d", "g"}}[model.phase]
     with pytest.raises(ValueError, match="recovery_first needs joint"):
         algorithm(recovery_first=0.3)
+
+
+def test_codes_are_settled_once_when_the_game_begins():
+    """`fit` asks for the rate before every step, once for each group: the first time in the game mean and root are taken from the
+    codes that were counted, for encoder and generators alike, and the counters are empty again.
+    """
+    model = algorithm(joint=True, recovery_first=0.05)
+    standards = {name: model.networks[name].standard for name in ("E^G", "G^A", "mean G^A")}
+    for k in range(4):  # two steps of recovery, two of counting
+        model.learning_rate(k, 40)
+        for standard in standards.values():
+            assert not standard.mean.any() and torch.equal(standard.root, torch.eye(16)), k
+        model.step({"x": volumes()})
+    encoder = standards["E^G"]
+    people, mean = int(encoder.people), encoder.total / encoder.people
+    assert people == 4
+    covariance = encoder.products / people - torch.outer(mean, mean)
+    share = 16 / (16 + 10 * people)  # shrinkage towards a multiple of I
+    covariance = (1 - share) * covariance + share * covariance.trace() / 16 * torch.eye(16)
+    for k in (4, 4, 5):
+        model.learning_rate(k, 40)
+        for name, standard in standards.items():
+            assert torch.allclose(standard.mean, mean.float()), (k, name)
+            assert torch.allclose(standard.root @ standard.root.T, covariance.float(), atol=1e-5), (k, name)
+            assert not any(v.any() for v in (standard.people, standard.total, standard.products)), (k, name)
+    assert mean.abs().max() > 0.1 and (covariance - torch.eye(16)).abs().max() > 0.1  # not what they were before
 
 
 def test_settled_codes_are_standard():
@@ -341,6 +417,19 @@ def test_discriminators_learn_four_times_as_fast(tmp_path):
     fit(model, [{"x": v} for v in volumes()], [{"x": volumes()[0]}], tmp_path, steps=1)
     rates = {name: optimiser.param_groups[0]["lr"] for name, optimiser in model.optimisers.items()}
     assert all(rate == pytest.approx(4e-3 if name.startswith("D") else 1e-3) for name, rate in rates.items())
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_encoder_of_the_whole_has_its_own_rate(lean, tmp_path):
+    """Adam's first step without momentum is the rate in every weight: .05 of 1e-3 for E^G, all of it for E^H."""
+    model = algorithm(encoder_rate=0.05, lean=lean)
+    before = parameters(model)
+    fit(model, [{"x": v} for v in volumes()], [{"x": volumes()[0]}], tmp_path, steps=1)
+    after = parameters(model)
+    for name, rate in {"E^G": 5e-5, "E^H": 1e-3, "G^A": 1e-3, "D^H": 4e-3}.items():
+        step = max(float((after[name][k] - v).abs().max()) for k, v in before[name].items())
+        assert step == pytest.approx(rate, rel=0.01), name
+        assert model.optimisers[name].param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_a_frozen_copy_is_not_trained():
