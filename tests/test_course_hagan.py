@@ -9,6 +9,7 @@ from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import CubeContract, LabelledCubes
 from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.data.subject import make_subject, structure_volumes
+from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.files import DataError
 
 N = 32
@@ -40,6 +41,16 @@ def test_volumes_of_a_painted_brain():
     assert row["thalamus"] == pytest.approx((20**3 - 120) * ml)
     assert sum(row.values()) == pytest.approx(2 * 20**3 * ml)  # the other ten structures are empty
     assert list(table.columns) == ["brain", *STRUCTURES[1:]]
+
+
+def test_cubes_are_labelled_in_order_together_as_one_at_a_time():
+    """Five: one more than a batch. Each has a thalamus of its own size, 1 to 5 voxels an axis."""
+    cubes = torch.full((5, 1, N, N, N), -1.0)
+    for k in range(5):
+        cubes[k, :, 4 : 5 + k, 4 : 5 + k, 4 : 5 + k] = 0.5
+    together = label_structures(Painted(), cubes)
+    assert torch.equal(together, torch.cat([label_structures(Painted(), cube[None]) for cube in cubes]))
+    assert (together == STRUCTURES.index("thalamus")).sum((1, 2, 3)).tolist() == [1, 8, 27, 64, 125]
 
 
 def test_volumes_scale_with_each_cubes_own_voxels():

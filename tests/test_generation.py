@@ -41,6 +41,13 @@ def test_ms_ssim_is_the_product_over_scales():
     assert float(ms_ssim(a, b)) == pytest.approx(expected, rel=1e-4)
 
 
+def test_ms_ssim_needs_28_voxels():
+    """The third of its scales, a quarter of the size, must hold the window of 7."""
+    assert ms_ssim(volumes(1, size=28), volumes(1, 1, 28)).shape == (1,)
+    with pytest.raises(ValueError, match="must be larger"):
+        ms_ssim(volumes(1, size=27), volumes(1, 1, 27))
+
+
 def test_collapsed_samples_are_found_and_pairs_are_distinct(monkeypatch):
     one = volumes(1)
     assert pairwise_ms_ssim(one.expand(4, 1, 32, 32, 32)) == pytest.approx(np.ones(6), abs=1e-5)
@@ -58,6 +65,21 @@ def test_distance_of_a_known_shift():
     d = distances(torch.cat([a[:1], a[:1] + 0.3]), a)
     assert d.shape == (2, 3)
     assert float(d[0, 0]) == 0 and float(d[1, 0]) == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_copy_among_many_is_at_distance_0():
+    """From 26 rows on torch.cdist would take matrix products, whose rounding leaves a copy at a distance."""
+    many = volumes(30, size=8)
+    d = distances(many, many)
+    assert (d.diagonal() == 0).all() and (d == 0).sum() == 30
+
+
+def test_the_share_of_a_copy_among_three_is_0():
+    """The median distance is that to the nearer of the two others; among two it would be 0, too, and the share nan."""
+    train = volumes(3, size=8)
+    table = nearest_neighbours(train, train)
+    assert table["nearest"].tolist() == [0, 1, 2] and table["share"].tolist() == [0, 0, 0]
+    assert nearest_neighbours(train[:1], train[:2])["share"].isna().all()
 
 
 def test_a_memorised_volume_is_found_at_distance_0_and_a_blurred_one_is_no_copy():

@@ -115,6 +115,26 @@ def test_a_chain_of_layers_keeps_one_activation_each(learns, device):
     assert kept[1] < activations * 1.05 + (x.nbytes if learns else 0) and kept[1] < 0.6 * kept[0]
 
 
+@pytest.mark.parametrize("small", [0, 2**40])  # always in parts; never
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("learns", [True, False])
+def test_gradients_by_groups_are_autograds(small, layout, learns, monkeypatch):
+    """Of ReLU(GroupNorm(y)): y's, in the place of the output; weight's and bias's where they learn."""
+    monkeypatch.setattr(hagan_lean, "SMALL", small)
+    draw, groups, eps = torch.Generator().manual_seed(0), 3, 1e-5
+    grad, y = (torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, generator=draw).to(memory_format=layout) for _ in range(2))
+    weight, bias = torch.randn(2, 6, dtype=torch.float64, generator=draw)
+    given = [v.clone().requires_grad_() for v in (y, weight, bias)]
+    F.group_norm(given[0], groups, *given[1:], eps).relu().backward(grad)
+    x, mean, scale = hagan_lean.norm_relu(y, weight, bias, groups, eps)
+    assert x.is_contiguous(memory_format=layout)
+    found = hagan_lean.by_groups(grad, x, y, weight, mean, scale, groups, [True, learns, learns])
+    assert found[0] is x
+    for have, want in zip(found if learns else found[:1], given, strict=False):
+        assert relative({"": have}, {"": want.grad}) < 1e-10
+    assert learns or found[1] is found[2] is None
+
+
 def note(tensor, weights, storages):
     """Remember how many bytes a saved activation takes; weights are there anyway."""
     if tensor.data_ptr() not in weights and tensor.dim() == 5:

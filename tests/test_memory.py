@@ -1,8 +1,11 @@
 """Memory: the accountant against numbers worked out by hand and against real steps, conservation, the planner, HA-GAN's gates."""
 
 import functools
+import gc
 import inspect
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,7 +32,7 @@ from medsynth_lib.evaluation.memory import (
     plan,
     training,
 )
-from medsynth_lib.evaluation.work import attainable, by_phase, least_seconds, operations
+from medsynth_lib.evaluation.work import Work, attainable, by_phase, least_seconds, operations
 from medsynth_lib.models import hagan_lean
 from medsynth_lib.training.hagan import HAGAN as HAGANAlgorithm
 from medsynth_lib.training.hagan import PAPER
@@ -175,6 +178,23 @@ def test_gradients_dropped_in_hooks_never_add_up():
     assert report.timeline["gradients"].max() == FLOAT * 64 * 64
 
 
+@pytest.mark.parametrize("precision", memory.PRECISIONS[:2])
+def test_activations_in_autocast(precision):
+    """On a GPU convolutions run in bfloat16 and norms in single precision: what lies between two of them is kept in both."""
+
+    def make():
+        network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv3d(8, 1, 3, padding=1))
+        memory.set_precision(network, precision)
+        return trained(network, torch.rand(2, 1, 16, 16, 16), optimiser=None)
+
+    x, y = 2 * 16**3, 2 * 8 * 16**3  # numbers of the input, and of what each of the first three layers makes
+    single = FLOAT * (y + 2 * 2 * 2) + FLOAT * y  # the norm's input, a mean and a deviation a group; ReLU's output
+    half = 2 * (x + 8 * 27) + 2 * (y + 8 * 27)  # the convolutions' inputs and weights: copies; in fp32 all is there already
+    report = account(make)
+    assert report.timeline["activations"].max() == single + ONE + (half if precision == "bf16 autocast" else 0)
+    assert report.parts["parameters"] == FLOAT * (2 * 8 * 27 + 8 + 1 + 2 * 8)
+
+
 def test_views_count_once_and_in_place_operations_nothing():
     with FakeTensorMode(), Account() as ledger:
         x = torch.ones(1000)
@@ -311,6 +331,20 @@ def test_values_that_fake_tensors_lack():
         account(make(lambda: torch.ones(8).nonzero()))
 
 
+def test_the_garbage_collector_is_left_as_it_was():
+    """Within `account` it passes over what was there before; then no longer, also where the step has failed."""
+    before, within = gc.get_freeze_count(), []
+
+    def make(step):
+        return lambda: within.append(gc.get_freeze_count()) or Training(step, {}, {}, {})
+
+    account(make(lambda: torch.ones(8)))
+    assert gc.get_freeze_count() == before < within[0]
+    with pytest.raises(ValueError):
+        account(make(lambda: torch.ones(8).nonzero()))
+    assert gc.get_freeze_count() == before < within[1]
+
+
 def test_hagan_phases_and_layers(monkeypatch):
     """HA-GAN is imported while everything is fake; the constants of its module must be real all the same."""
     for name in ("medsynth_lib.training.hagan", "medsynth_lib.models.hagan_lean"):
@@ -340,6 +374,8 @@ def test_levers_of_the_planner():
 def test_hagan_in_other_precisions(precision):
     report = plan(small_hagan, 32, 1, precision)
     assert report.kept == 0 and report.peak > report.parts["parameters"] > 0
+    weights = sum(p.numel() for network in small_hagan().networks.values() for p in network.parameters())
+    assert report.parts["parameters"] == weights * (FLOAT // 2 if precision == "16-bit" else FLOAT)
 
 
 def test_levers_of_the_lean_form_alone():
@@ -394,7 +430,7 @@ def test_largest_setting(plain_plan):
 
 def test_out_of_memory_becomes_advice(plain_plan):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    lines = memory.advice(error, None, Setting(128, 2), memory=4 * 2**30).splitlines()
+    lines = memory.advice(error, segresnet, Setting(128, 2), memory=4 * 2**30).splitlines()
     assert lines[0] == "Out of memory: the device has 4.0 GiB. Estimated needs:"
     assert lines[1:4] == [
         "  128^3, batch 2, fp32: about 5.6 GiB",
@@ -403,6 +439,17 @@ def test_out_of_memory_becomes_advice(plain_plan):
     ]
     assert memory.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
     assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+
+
+@pytest.mark.parametrize("build, given, proposed", [
+    (small_hagan, None, "0.0625"),  # its own share is 1/8
+    (small_hagan, 1 / 4, "0.125"),
+    (segresnet, None, "0.5"),  # it has none, so it is trained on whole volumes
+])  # fmt: skip
+def test_advice_halves_the_share_that_is_trained_on(plain_plan, build, given, proposed):
+    error, setting = torch.OutOfMemoryError("CUDA out of memory"), Setting(64, sub_volume=given)
+    settings = [line.partition(":")[0] for line in memory.advice(error, build, setting, memory=2**30).splitlines()]
+    assert f"  64^3, batch 1, fp32, sub-volume {proposed}" in settings
 
 
 class Data(list):
@@ -503,6 +550,34 @@ def test_work_by_hand():
     assert moved.loc["sum", ["flop", "bytes"]].tolist() == [0, 3 * 400]
 
 
+def test_bytes_of_a_copy_of_zeros_and_of_an_expanded_tensor():
+    """10 x 10 numbers, 400 bytes a block. What is only written is not read; an expanded row is in memory once."""
+    x, y, row = torch.rand(10, 10), torch.rand(10, 10), torch.rand(1, 10)
+
+    def step():
+        with phase("copy"):
+            x.copy_(y)
+        with phase("copy of a row"):
+            x.copy_(row.expand(10, 10))
+        with phase("zero"):
+            x.zero_()
+        with phase("add"):
+            return row.expand(10, 10) + y
+
+    moved = by_phase(operations(lambda: Training(step, {}, {}, {})))["bytes"].to_dict()
+    assert moved == {"copy": 2 * 400, "copy of a row": 40 + 400, "zero": 400, "add": 40 + 2 * 400}
+
+
+def test_the_step_that_is_counted_has_its_optimisers_state():
+    """Adam makes its moments in the first step, as zeros; of the second all is counted, and nothing of the first."""
+    make = lambda: trained(nn.Linear(8, 4), torch.rand(3, 8))  # noqa: E731
+    with memory.fake_tensors(), Work() as first:
+        make().step()
+    assert "aten.zeros_like" in [name for _, name, *_ in first.operations]
+    names = operations(make)["name"].tolist()
+    assert "aten.zeros_like" not in names and names.count("aten.addcdiv_") == 2  # one a parameter
+
+
 def test_work_of_a_hagan_step():
     """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
     cost = operations(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
@@ -533,6 +608,34 @@ def test_command_line(capsys):
     assert memory.main(["alpha-GAN", *small]) == 0 and "8^3, batch 1: peak" in capsys.readouterr().out
     assert memory.main(["WGAN", *small, "--sub-volume", "0.5"]) == 2 and "no setting" in capsys.readouterr().err
     assert memory.main(["HA-GAN", "depth=3"]) == 2 and "takes no depth" in capsys.readouterr().err
+
+
+USAGE = [line.strip() for line in memory.__doc__.splitlines() if "python -m" in line and "package.module" not in line]
+
+
+@pytest.mark.parametrize("line", USAGE)
+def test_usage_lines_of_the_command_line(line, capsys, monkeypatch):
+    """As the module's docstring has them, at a smaller size."""
+    monkeypatch.setattr(memory, "plan", functools.cache(plan))  # the table asks once more for what is printed above it
+    _, _, module, *arguments = shlex.split(re.sub(r"--(size|batch) [\d ]+", r"--\1 32 ", line).replace("--batch 32", "--batch 1"))
+    assert module == memory.__name__ and memory.main(arguments) == 0
+    assert "32^3, batch " in capsys.readouterr().out
+
+
+def test_the_docstring_has_usage_lines():
+    assert {line.split()[3] for line in USAGE} == {"SegResNet", "HA-GAN", "alpha-GAN"}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("UNet --size 16", "missing 2 required positional arguments: 'channels' and 'strides'"),
+    ("SegResNet --size 15", "15"),  # by torch: 15 becomes 8, and 8 becomes 16
+    ("HA-GAN --size 48", "volume size 48 is not one of"),
+    ("alpha-GAN --size 12", "volume size 12 is not a power of two"),
+])  # fmt: skip
+def test_requests_that_make_no_sense_end_with_a_message(arguments, message, capsys):
+    assert memory.main(arguments.split()) == 2
+    text = capsys.readouterr()
+    assert message in text.err and not text.out
 
 
 # -- HA-GAN at its own size ----------------------------------------------------------------------------------------------------

@@ -107,6 +107,16 @@ def test_the_nearest_training_volume_is_itself():
     assert torch.equal(nearest(train[[4, 1]] + 0.01, train), train[[4, 1]])
 
 
+@pytest.mark.parametrize("nearer", [0, 1])
+def test_the_nearest_is_found_where_norms_hide_the_difference(nearer):
+    """Squared distances of 0.0064 and 0.0049, but |a|^2 + |b|^2 - 2 ab in single precision has steps of 0.0078 at 1.1e5."""
+    query = noise(1, 1, 48, 48, 48).sign()
+    train = query.repeat(2, 1, 1, 1, 1)
+    train[nearer, 0, 0, 0, 0] += 0.07
+    train[1 - nearer, 0, 0, 0, 0] += 0.08
+    assert torch.equal(nearest(query, train), train[nearer : nearer + 1])
+
+
 # -- through the encoder -------------------------------------------------------------------------------------------------------
 
 
