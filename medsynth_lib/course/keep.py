@@ -17,7 +17,7 @@ def keep_outputs(executed, target):
     """Copy a papermill run's notebook over the course's, as if its cells had been run by hand.
 
     The injected parameters cell is dropped, cells are numbered from 1, timing metadata removed and pictures reduced to
-    256 colours, large ones to 128. Raises ValueError where a cell failed or the code is not the target's.
+    256 colours, large ones to 128 or 64. Raises ValueError where a cell failed or the code is not the target's.
     """
     book, original = nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4)
     book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -48,7 +48,7 @@ def _tidy(output, count, executed):
 def _fewer_colours(png: str) -> str:
     """A base64 PNG with a palette, where that is smaller; one step of k-means keeps colour maps from falling into bands."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    for colours in (256, 128):
+    for colours in (256, 128, 64):
         buffer = io.BytesIO()
         reduced = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
         reduced.save(buffer, "PNG", optimize=True)
