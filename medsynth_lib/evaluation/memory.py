@@ -283,7 +283,12 @@ def fake_tensors():
     def exchange(old, new):
         old.data = new.data
 
-    with FakeTensorMode(allow_non_fake_inputs=True), mock.patch.object(torch.utils, "swap_tensors", exchange):
+    with (
+        warnings.catch_warnings(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(torch.utils, "swap_tensors", exchange),
+    ):
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
         yield
 
 
@@ -295,8 +300,7 @@ def account(build, fake=True):
     needs should be imported before, or their constants are fake, too. Raises ValueError where the step's course depends on
     values in another way.
     """
-    with warnings.catch_warnings(), fake_tensors() if fake else contextlib.nullcontext(), frozen_garbage(), Account() as ledger:
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
+    with fake_tensors() if fake else contextlib.nullcontext(), frozen_garbage(), Account() as ledger:
         training = build()
         training.step()
         training.declare(ledger)
