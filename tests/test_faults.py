@@ -57,7 +57,7 @@ def content(folder):
     held = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith("."):
+        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):  # what a killed writer left
             image = name.endswith(".nii.gz")
             held[name] = np.asarray(nib.load(path).dataobj).tobytes() if image else path.read_bytes()
     return held
