@@ -12,8 +12,6 @@ from medsynth_lib.evaluation.memory import ACTIVE, fake_tensors, run, tensors
 
 aten = torch.ops.aten
 MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
-
-
 WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_)  # their first argument
 
 
