@@ -258,6 +258,12 @@ def informed(weight):
     return InformedHAGAN(recipe, torch.eye(2, 8), start)
 
 
+@pytest.mark.parametrize("change", [dict(classes=2), dict(low_branch=False)])
+def test_what_the_information_term_would_leave_out_is_refused(change):
+    with pytest.raises(ValueError, match="use 0 and True"):
+        InformedHAGAN(PAPER | dict(information_weight=1.0) | change, torch.eye(2, 8), {})
+
+
 def test_generator_loss_is_hagan_s_less_the_weighted_bound():
     losses = {}
     for weight in (0.0, 2.0):

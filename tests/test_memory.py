@@ -428,6 +428,23 @@ def test_largest_setting(plain_plan):
     assert table.loc[4, "card_gib"] == pytest.approx(1 + 1.15 * 2)
 
 
+def test_what_is_planned_already_is_not_planned_again(monkeypatch, capsys):
+    asked = []
+
+    def planned(build, size, batch=1, **other):
+        asked.append(Setting(size, batch, **{k: v for k, v in other.items() if k != "channels"}))
+        return plan(build, size, batch, **other)
+
+    monkeypatch.setattr(memory, "plan", planned)
+    network = "tests.test_memory:segresnet" if __name__.startswith("tests.") else f"{__name__}:segresnet"
+    assert memory.main([network, "--size", "8", "16", "--batch", "1", "2"]) == 0
+    assert asked == [Setting(16, 2)] and "16^3, batch 2: peak" in capsys.readouterr().out  # it fits all cards
+    setting, error = Setting(16, 2), torch.OutOfMemoryError("CUDA out of memory")
+    lines = memory.advice(error, segresnet, setting, 2**30, [("other", lambda: segresnet())], {setting: 6 * 2**30}).splitlines()
+    assert lines[1] == "  16^3, batch 2, fp32: about 7.9 GiB" and "other: about 1.0 GiB" in lines[-1]
+    assert Setting(16, 1) in asked and asked.count(setting) == 2  # once more, of the other network
+
+
 def test_out_of_memory_becomes_advice(plain_plan):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     lines = memory.advice(error, segresnet, Setting(128, 2), memory=4 * 2**30).splitlines()
@@ -614,9 +631,8 @@ USAGE = [line.strip() for line in memory.__doc__.splitlines() if "python -m" in 
 
 
 @pytest.mark.parametrize("line", USAGE)
-def test_usage_lines_of_the_command_line(line, capsys, monkeypatch):
+def test_usage_lines_of_the_command_line(line, capsys):
     """As the module's docstring has them, at a smaller size."""
-    monkeypatch.setattr(memory, "plan", functools.cache(plan))  # the table asks once more for what is printed above it
     _, _, module, *arguments = shlex.split(re.sub(r"--(size|batch) [\d ]+", r"--\1 32 ", line).replace("--batch 32", "--batch 1"))
     assert module == memory.__name__ and memory.main(arguments) == 0
     assert "32^3, batch " in capsys.readouterr().out

@@ -1,5 +1,16 @@
 """What runs the notebooks: profiles, results, exercise checks, the batch runner and its report."""
 
+import contextlib
+import sys
+
+# jsonschema, which monai and papermill import, would read the grammar of international web addresses in each of their processes:
+# seconds, for a check that nothing here asks for. It does without where the grammar's library is missing.
+if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
+    sys.modules["rfc3987_syntax"] = None
+    with contextlib.suppress(ImportError):
+        import jsonschema  # noqa: F401
+    del sys.modules["rfc3987_syntax"]
+
 from .exercises import check
 from .lesson import open_lesson
 

@@ -1,11 +1,10 @@
 """Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep | sweep."""
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
-
-from . import keep, report, results, run, student, sweep
 
 
 def main() -> int:
@@ -21,34 +20,35 @@ def main() -> int:
     add.add_argument("--data-dir", metavar="DIR", help="real data; default: simulated subjects")
     add.add_argument("--notebooks", metavar="DIR", help="folder of NN_*.ipynb and profiles/; default: the course's")
     add.add_argument("--cell-timeout", type=_positive, default=3600, metavar="SECONDS", help="default: 3600")
-    add.set_defaults(main=run.main)
+    add.set_defaults(module="run")
 
     add = commands.add_parser("student", help="copy the notebooks without solutions and outputs")
     add.add_argument("--out", default=str(Path("build", "student")), metavar="DIR", help="default: build/student")
     add.add_argument("--notebooks", metavar="DIR", help="folder of NN_*.ipynb; default: the course's")
-    add.set_defaults(main=student.main)
+    add.set_defaults(module="student")
 
     add = commands.add_parser("report", help="write the HTML report of an earlier run again")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds summary.json")
-    add.set_defaults(main=report.main)
+    add.set_defaults(module="report")
 
     add = commands.add_parser("compare", help="hold a run's results against the reference values in tests/reference")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds NN/results.json")
-    add.set_defaults(main=results.main)
+    add.set_defaults(module="results")
 
     add = commands.add_parser("keep", help="keep a run's outputs in the notebooks, as they are committed")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds the executed notebooks")
-    add.set_defaults(main=keep.main)
+    add.set_defaults(module="keep")
 
     add = commands.add_parser("sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps")
     add.add_argument("--profile", default="lesson", help="default: lesson")
     add.add_argument("--only", default="", metavar="TEXT,TEXT", help="methods whose names hold one of these; default: all")
     add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
-    add.set_defaults(main=sweep.main)
+    add.set_defaults(module="sweep")
 
     arguments = parser.parse_args()
-    return arguments.main(arguments)
+    module = importlib.import_module(f".{arguments.module}", __package__)  # this one alone: sweep takes seconds to import
+    return module.main(arguments)
 
 
 def _positive(text: str) -> int:

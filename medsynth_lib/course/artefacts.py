@@ -53,6 +53,11 @@ class Trained:
     folder: Path
     origin: str  # "shipped", "cached" or "trained now"
 
+    @property
+    def steps(self):
+        """Steps that were done: those of the recipe, unless the training was stopped before."""
+        return int(self.history["step"].iloc[-1])
+
     def require(self, contract):
         """Raise DataError unless data prepared by this contract may be given to this model."""
         self.contract.require(contract)

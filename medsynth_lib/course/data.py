@@ -36,20 +36,21 @@ def lesson_manifest(lesson, required=True):
     return paired(frame, s.real_sites or site_pair(frame), lesson.seed)
 
 
-def lesson_volumes(lesson, modality, required=True):
+def lesson_volumes(lesson, modality, required=True, counts=None):
     """Manifest of single volumes, ``modality`` "ct" (chests) or "t1" (brains), with a filled ``split`` column.
 
     Without DATA_DIR: simulated chests of ``settings.volume_size`` voxels an axis, or tumour-free brains at site A;
-    ``settings.volume_counts`` of each split. DATA_DIR and ``required`` as in `lesson_manifest`.
+    ``settings.volume_counts`` of each split, or ``counts``. DATA_DIR and ``required`` as in `lesson_manifest`.
     """
     s = lesson.settings
+    counts = counts or s.volume_counts
     frame = real_scans(lesson, "volumes", required, modality)
     if frame is not None:
         return with_split(complete(frame, (modality,)), lesson.seed, pooled=True)
     options = dict(jobs=torch.get_num_threads(), progress=not headless())
     if modality == "ct":
-        return simulated_thoraxes(s.volume_counts, (s.volume_size,) * 3, **options)
-    return simulated_dataset(s.volume_counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
+        return simulated_thoraxes(counts, (s.volume_size,) * 3, **options)
+    return simulated_dataset(counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
 
 
 def real_scans(lesson, role, required, modality=None):

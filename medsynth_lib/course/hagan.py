@@ -6,17 +6,19 @@ The structure segmenter learns from simulated brains, whose labels are known, an
 import hashlib
 import json
 from dataclasses import asdict
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy import ndimage
+from torch.utils.data import Dataset
 
 from medsynth_lib.course.artefacts import scan_identity, train_or_load
 from medsynth_lib.course.data import kind_of, lesson_volumes
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import CUBES_VERSION, CubeContract, Cubes, LabelledCubes, to_hu
-from medsynth_lib.data.simulate import simulated_dataset
+from medsynth_lib.data.simulate import SEEDS, simulated_dataset
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.recovery import BACKGROUND
@@ -45,11 +47,40 @@ def cached_cubes(cubes):
     return cubes.on_disk(cache_folder("cubes", key), key, jobs=torch.get_num_threads(), progress=not headless())
 
 
+class People(Dataset):
+    """The cubes of the first ``settings.people`` simulated people of the training split, of whom ``cubes`` are the first ones.
+
+    Nobody is simulated before a volume is asked for, so that a shipped model, which is found by who they are, needs none.
+    """
+
+    def __init__(self, lesson, cubes):
+        self.lesson, self.contract = lesson, cubes.contract
+        first, seeds = cubes.frame.iloc[0], SEEDS["train"][: lesson.settings.people]
+        names = [first["subject"][:-5] + f"{seed:05d}" for seed in seeds]  # "SIM00000" or "00000"
+        self.frame = pd.DataFrame(dict(subject=names, site=first["site"], source=first["source"]))
+
+    @cached_property
+    def volumes(self):
+        counts = dict(train=len(self))
+        return cached_cubes(Cubes(lesson_volumes(self.lesson, self.contract.modality, counts=counts), self.contract))
+
+    def __len__(self):
+        return len(self.frame)
+
+    def __getitem__(self, index):
+        return self.volumes[index]
+
+
 def trained_hagan(lesson, splits, **changes):
-    """HA-GAN by the lesson's settings, trained on these splits or loaded; ``changes`` to the recipe make another model."""
+    """HA-GAN by the lesson's settings, trained or loaded; ``changes`` to the recipe make another model.
+
+    It learns from ``settings.people`` simulated people, of whom ``splits`` hold the first, or from real training volumes.
+    """
     recipe = dict(algorithm="hagan", **lesson.settings.hagan | changes, seed=lesson.seed)
-    modality = splits["train"].contract.modality
-    return train_or_load(NAMES[modality], recipe, splits["train"], splits["tune"])
+    train = splits["train"]
+    if kind_of(train.frame) == "simulated" and lesson.settings.people > len(train):
+        train = People(lesson, train)
+    return train_or_load(NAMES[train.contract.modality], recipe, train, splits["tune"])
 
 
 def structure_segmenter(lesson):

@@ -109,7 +109,7 @@ def open_domain(lesson, modality, real, segmenter=None):
     cubes = [s["x"] for s in samples]
     domain.population = pd.concat([domain.measured(part) for part in torch.stack(cubes).split(8)], ignore_index=True)
     print(
-        f"{domain.kind} {modality}: HA-GAN {trained.origin}, {trained.recipe['steps']} steps; {len(cubes)} volumes measured"
+        f"{domain.kind} {modality}: HA-GAN {trained.origin}, {trained.steps} steps; {len(cubes)} volumes measured"
     )
     return domain, cubes, trained
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
+from ..display.headless import headless
 from .profiles import REPO, Settings, load_settings
 from .results import Results
 
@@ -34,6 +33,8 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     overrides: settings laid over the profile's.
     Raises ValueError, KeyError or FileNotFoundError naming the parameter and its remedy.
     """
+    import torch  # here, since the command line imports this module and does without
+
     profile = profile or os.environ.get("MEDSYNTH_PROFILE") or "lesson"
     settings = load_settings(notebook, profile, overrides)
     if type(seed) is not int or seed < 0:
@@ -49,6 +50,8 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
 
     if os.environ.get("MEDSYNTH_THREADS"):
         torch.set_num_threads(int(os.environ["MEDSYNTH_THREADS"]))
+    if headless():
+        draw_once()
     torch.manual_seed(seed)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
@@ -58,3 +61,11 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
     )
     results = Results(out / "results.json", notebook, profile, seed)
     return Lesson(notebook, profile, seed, data_dir, out, settings, results)
+
+
+def draw_once():
+    """Let a cell's figures be drawn as they are shown alone; pyplot would draw them before, for a window that nobody looks at."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend(plt.get_backend())  # which sets the hook, and would at the first figure
+    plt.uninstall_repl_displayhook()

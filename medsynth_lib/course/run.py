@@ -125,7 +125,8 @@ def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow down whoever shares the cores
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a caller's Agg would lose every figure
     }
-    command = [sys.executable, "-m", "papermill", str(path), str(executed), "--kernel", "python3", "--log-output"]
+    command = [sys.executable, "-m", "medsynth_lib.course.execute", str(path), str(executed)]
+    command += ["--kernel", "python3", "--log-output"]
     command += ["--cwd", str(path.parent), "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
     for name, value in parameters.items():
         command += ["--parameters_raw", name, value]

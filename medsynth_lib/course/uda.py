@@ -238,11 +238,15 @@ class Study:
 
     def output_curve(self, curve):
         """The curve between *normalised* intensities, for the output of a source model: two lists to interpolate."""
-        low, high = self._window(self.raw_t1)
+        low, high = self.raw_window
         new_low, new_high = self._window([protocol.map_t1(t1, curve) for t1 in self.raw_t1])
         x = np.linspace(0, 1, 101)
         y = np.interp(low + x * (high - low), *curve)
         return x[None], ((y - new_low) / (new_high - new_low)).clip(0, 1)[None]
+
+    @cached_property
+    def raw_window(self):
+        return self._window(self.raw_t1)
 
     def _window(self, images):
         """Mean over subjects of the two percentiles that become 0 and 1, in units of white matter."""
@@ -260,11 +264,19 @@ class Study:
         Causes as in `scanner.CAUSES`; none gives the source itself. Samples of "x", "y" and "mask", in the manifest's order.
         """
         site = mixed_site(*(self.scanners[s] for s in (self.source, self.target)), *causes)
-        rows = self.frame[(self.frame["site"] == self.source) & (self.frame["split"] == split)]
-        return [self._scanned(int(seed), site) for seed in rows["subject"]]
+        return [sample for (sample,) in self.scans([site], split)]
 
-    def _scanned(self, seed, site):
-        subject = make_subject(seed, tuple(self.settings.shape), self.settings.spacing)
+    def scans(self, sites, split="test"):
+        """Subject by subject of the split, in the manifest's order: a list of samples, the same person at each site.
+
+        Most of the time goes into the making of a person, and many people at once would not fit into memory.
+        """
+        rows = self.frame[(self.frame["site"] == self.source) & (self.frame["split"] == split)]
+        for seed in rows["subject"]:
+            subject = make_subject(int(seed), tuple(self.settings.shape), self.settings.spacing)
+            yield [self._scanned(subject, site) for site in sites]
+
+    def _scanned(self, subject, site):
         images = {
             m: MetaTensor(torch.from_numpy(scan(subject, site, m))[None], affine=torch.from_numpy(subject.affine))
             for m in self.contract.modalities

@@ -33,7 +33,7 @@ UNITS = 1000  # of a written T1 where the normalised one is 1
 SAFE_PERCENTILE = 95  # of the ensemble's spread at the source: what exceeds it is not to be trusted
 
 
-def adapt_folder(model, target, out, source=None, scanners=None, svae=None, profile="lesson", seeds=3):
+def adapt_folder(model, target, out, source=None, scanners=None, svae=None, profile="lesson", seeds=3, steps=None):
     """Adapt, synthesise and write; returns a DataFrame, one row a volume, also written as ``out``/volumes.csv.
 
     Args:
@@ -44,6 +44,7 @@ def adapt_folder(model, target, out, source=None, scanners=None, svae=None, prof
             style. Without it only the inputs' histograms are taken over, and the result has the *source's* look.
         svae: artefact folder of a slice-VAE: adds the paper's latent prior.
         seeds: adaptations in the ensemble; each also sees every volume mirrored.
+        steps: of an adaptation; None takes the profile's.
 
     For each volume, in its original grid: NAME_t1.nii.gz (1000 = the contract's upper percentile), NAME_spread.nii.gz
     (standard deviation of the ensemble, same units) and NAME_do_not_trust.nii.gz (1 where that exceeds the spread of 95 % of
@@ -52,7 +53,7 @@ def adapt_folder(model, target, out, source=None, scanners=None, svae=None, prof
     trained = load(Path(model), "given")
     if "generator" not in trained.networks:
         raise DataError(f"{model}: a model of kind {trained.recipe['algorithm']!r}; give a pix2pix generator's folder.")
-    contract, settings = trained.contract, load_settings("04", profile)
+    contract, settings = trained.contract, load_settings("04", profile, {"adapt_steps": steps} if steps else None)
     targets = target_scans(Path(target), contract)
     frame = pd.concat([source_scans(source, contract, settings), targets], ignore_index=True)
     frame.attrs["root"] = Path(target)

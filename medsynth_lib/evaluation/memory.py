@@ -65,6 +65,7 @@ class Account(TorchDispatchMode):
         super().__init__()
         self.live, self.events, self.parameters, self.gradients = {}, [], {}, {}
         self.phases, self.layers, self.names, self.nodes = [""], [""], weakref.WeakKeyDictionary(), {}
+        self.backward = False  # whether the last operation was in a backward pass
 
     def __enter__(self):
         def leave(*_):
@@ -130,11 +131,14 @@ class Account(TorchDispatchMode):
         storage = self.live.pop(key)[0]
         self.enter(-storage.size, storage)
 
-    def find_gradients(self):
-        """Autograd makes a gradient as a temporary and hands it to its parameter without an operation: so look."""
-        for name, parameter in self.parameters.items():
+    def find_gradients(self, anyway=False):
+        """Autograd makes a gradient as a temporary and hands it to its parameter without an operation: so look, in a backward
+        pass and at the operation after it; at all of them it would take a sixth of an account's time.
+        """
+        before, self.backward = self.backward, moment() != FORWARD
+        for name, parameter in self.parameters.items() if before or self.backward or anyway else ():
             gradient = parameter.grad
-            if gradient is not None and self.gradients.get(name, lambda: None)() is not gradient:
+            if gradient is not None and self.gradients.get(name, nothing)() is not gradient:
                 self.gradients[name] = weakref.ref(gradient)
                 self.own("gradients", {name: gradient})
 
@@ -162,6 +166,10 @@ def run(func, args, kwargs):
         if func is not torch.ops.aten._local_scalar_dense.default:
             raise ValueError(f"{func} needs real values, which fake tensors lack; keep it out of the step") from error
     return True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
+
+
+def nothing():
+    """In the place of a weak reference that is not there."""
 
 
 def moment():
@@ -210,7 +218,7 @@ class Training:
             state = tensors(list(optimiser.state.values()))
             ledger.own("optimiser state", {f"{name}.{k}": tensor for k, tensor in enumerate(state)})
         ledger.own("inputs", self.inputs)
-        ledger.find_gradients()
+        ledger.find_gradients(anyway=True)
 
 
 def full_name(network, path):
@@ -318,10 +326,10 @@ def account(build, fake=True):
 @contextlib.contextmanager
 def frozen_garbage():
     """Within, the garbage collector passes over all objects from before: looking at them again takes longer than a small step."""
-    gc.collect()  # what is dead already is not kept
     if gc.get_freeze_count():  # somebody else's, who will undo it
         yield
         return
+    gc.collect(1)  # what died lately is not kept; for what died long ago all objects would be looked at
     gc.freeze()
     try:
         yield
@@ -577,13 +585,14 @@ def on_a_card(peak):
     return CONTEXT + SLACK * peak
 
 
-def largest(build, sizes, batches, cards=CARDS, **setting):
+def largest(build, sizes, batches, cards=CARDS, peaks=(), **setting):
     """The largest setting that fits each card: the largest size, then the largest batch.
 
-    ``setting`` goes to `plan`; `TIGHT` is not regarded. Returns a DataFrame, one row a card in GB (2^30 bytes): "size", "batch",
-    accounted "peak_gib" and "card_gib", what the card needs; missing values where nothing fits.
+    ``peaks``: what is planned already, bytes by (size, batch). ``setting`` goes to `plan`; `TIGHT` is not regarded. Returns a
+    DataFrame, one row a card in GB (2^30 bytes): "size", "batch", accounted "peak_gib" and "card_gib", what the card needs;
+    missing values where nothing fits.
     """
-    rows, tried = [], {}
+    rows, tried = [], dict(peaks)
     for gb in cards:
         row = {"card": gb}
         for size, batch in sorted(itertools.product(sizes, batches), reverse=True):
@@ -606,11 +615,11 @@ def is_out_of_memory(error):
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
 
 
-def advice(error, build, setting, memory, others=(), **task):
+def advice(error, build, setting, memory, others=(), peaks=(), **task):
     """What to change after an out-of-memory error, one lever at a time, as a text; None for any other error.
 
-    ``memory``: bytes of the card. ``others``: further levers, (name, model-building function). Settings the network cannot take
-    are left out.
+    ``memory``: bytes of the card. ``others``: further levers, (name, model-building function). ``peaks``: what is planned
+    already, bytes by `Setting`. Settings the network cannot take are left out.
     """
     if not is_out_of_memory(error):
         return None
@@ -620,10 +629,11 @@ def advice(error, build, setting, memory, others=(), **task):
     own = inspect.signature(build).parameters.get("sub_volume")  # the network's own share, which it takes if it is given none
     levers += [replace(setting, sub_volume=(setting.sub_volume or (own.default if own else 1.0)) / 2)]
     levers += [replace(setting, size=setting.size // 2)] if setting.size else []
-    lines = []
+    lines, known = [], dict(peaks)
     for lever, name, make in [*((lever, "", build) for lever in [setting, *levers]), *((setting, *o) for o in others)]:
         with contextlib.suppress(ValueError, RuntimeError):
-            needs = on_a_card(plan(make, **asdict(lever), **task).peak)
+            peak = known.get(lever) if make is build else None
+            needs = on_a_card(peak or plan(make, **asdict(lever), **task).peak)
             name = ", ".join(filter(None, [str(lever), name]))
             verdict = "" if needs > memory else ", fits" if needs <= TIGHT * memory else ", fits, but tightly"
             lines.append(f"  {name}: about {needs / GIB:.1f} GiB{verdict}")
@@ -703,8 +713,9 @@ def main(arguments=None):
 
 def show(build, options, setting):
     """Print the plan of the largest setting asked for, then what fits the cards."""
-    result = plan(build, max(options.size), max(options.batch), **setting)
-    print(f"{options.network}, {max(options.size)}^3, batch {max(options.batch)}: {result}")
+    top = max(options.size), max(options.batch)
+    result = plan(build, *top, **setting)
+    print(f"{options.network}, {top[0]}^3, batch {top[1]}: {result}")
     print(
         f"on a card about {on_a_card(result.peak) / GIB:.1f} GiB (assumed: 1 GiB for context, 15 % for workspaces and gaps)"
     )
@@ -712,7 +723,7 @@ def show(build, options, setting):
     if options.layers:
         print((result.layers.nlargest(options.layers, "peak") / MIB).round(1).to_string())
     print("largest setting that fits a card of so many GB:")
-    print(largest(build, options.size, options.batch, **setting).round(2).to_string(na_rep="nothing"))
+    print(largest(build, options.size, options.batch, peaks={top: result.peak}, **setting).round(2).to_string(na_rep="nothing"))
 
 
 if __name__ == "__main__":

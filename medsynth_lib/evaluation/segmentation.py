@@ -11,7 +11,10 @@ from medsynth_lib.training.segmentation import INPUTS, REGIONS, regions
 def segment(network, x):
     """Boolean WT, TC and ET (3, x, y, z) of one subject's four images x (4, x, y, z), in the order of INPUTS."""
     network.eval()
-    return (network(x[None].to(next(network.parameters()).device))[0] > 0).cpu()
+    x = x[None].to(next(network.parameters()).device)
+    if x.device.type == "cpu":  # PyTorch's CPU convolves a small volume that is alone slower than two at once
+        x = x.expand(2, *x.shape[1:])
+    return (network(x)[0] > 0).cpu()
 
 
 @torch.no_grad()

@@ -36,10 +36,11 @@ class SliceModel:
     def sample(self, n, generator):
         """Codes (n, slices, channels, 2, 2) of n sampled volumes, float32."""
         coordinates, slices, p = self.factor.shape
-        epsilon = torch.randn(n, coordinates, p, 1, generator=generator, dtype=torch.float64)
+        epsilon = torch.randn(n, coordinates, p, generator=generator, dtype=torch.float64)
         white = torch.randn(n, coordinates, slices, generator=generator, dtype=torch.float64)
         keep, spread = (1 - self.shrinkage).sqrt()[:, None], (self.shrinkage * self.variance).sqrt()[:, None]
-        values = self.mean + keep * (self.factor @ epsilon)[..., 0] + spread * white
+        drawn = (self.factor @ epsilon.permute(1, 2, 0)).permute(2, 0, 1)  # not broadcast: that copies A_l n times
+        values = self.mean + keep * drawn + spread * white
         return values.permute(0, 2, 1).reshape(n, *self.shape).float()
 
     def correlation(self):

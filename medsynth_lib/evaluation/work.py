@@ -1,5 +1,6 @@
 """What a training step computes and moves: FLOP and bytes of every operation, counted on fake tensors; the roofline."""
 
+import math
 import time
 
 import numpy as np
@@ -52,7 +53,7 @@ class Work(TorchDispatchMode):
 def block(tensor):
     """Bytes of a tensor; a dimension along which it is expanded holds one number."""
     sizes = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 0]
-    return int(np.prod(sizes)) * tensor.element_size()
+    return math.prod(sizes) * tensor.element_size()
 
 
 def operations(build):

@@ -83,9 +83,12 @@ class InformedHAGAN(HAGAN):
 
     basis: U (k, latent), orthonormal rows, so that c ~ N(0, I). start: trained networks to go on from, and Q.
     recipe: as HAGAN's, with "information_weight" w; 0 is the control. Samples hold "x" and "measures".
+    Raises ValueError for a recipe with classes, whose label would be left out of G's loss, or without G^L, which Q reads.
     """
 
     def __init__(self, recipe, basis, start):
+        if recipe["classes"] or not recipe["low_branch"]:
+            raise ValueError(f"classes {recipe['classes']}, low_branch {recipe['low_branch']}: use 0 and True here")
         super().__init__(recipe)
         self.basis, self.reads = basis, (*self.reads, "measures")
         self.networks["Q"] = Posterior(len(basis))
