@@ -1,4 +1,4 @@
-"""Does HA-GAN train as well in bf16 as in fp32? Lesson 05's recipe for a short training in either, and fp32 with another seed.
+"""Does HA-GAN train as well in bf16 as in fp32? Lesson 05's live recipe for a short training in either, fp32 with two seeds.
 
     python benchmarks/hagan_quality.py --steps 200 --volumes 112
 
@@ -56,7 +56,7 @@ def main():
     settings = load_settings("05", "lesson")
     cubes, _ = lesson_cubes(SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="05"), "t1")
     train, held_out = Subset(cubes["train"], range(args.volumes)), Subset(cubes["test"], range(16))
-    recipe = settings.hagan | dict(steps=args.steps)
+    recipe = settings.hagan | settings.live | dict(steps=args.steps)
     precisions = ("32-true", 0), ("bf16-mixed", 0), ("32-true", 1)
     rows = [run(precision, seed, recipe, train, held_out, args.device) for precision, seed in precisions]
     write(args.out, f"hagan_quality-{args.device}", rows, args.device)

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from medsynth_lib.course import check, open_lesson, report
+from medsynth_lib.course import check, execute, open_lesson, report
 from medsynth_lib.course.exercises import ExerciseNotSolved
 from medsynth_lib.course.profiles import load_settings
 from medsynth_lib.course.results import Results, compare
@@ -377,3 +377,22 @@ def test_compare_command_fails_on_a_value_out_of_tolerance(tmp_path):
     (tmp_path / "01" / "results.json").write_text(json.dumps({"profile": "quick", "results": [row]}))
     assert results.main(SimpleNamespace(out=tmp_path)) == 1
     assert results.main(SimpleNamespace(out=tmp_path / "01")) == 2
+
+
+def test_an_executed_notebook_is_written_now_and_then_and_at_the_end(monkeypatch):
+    written, now = [], [0.0]
+    monkeypatch.setattr(execute.engines, "write_ipynb", lambda nb, path: written.append(now[0]))
+    monkeypatch.setattr(execute.time, "monotonic", lambda: now[0])
+    manager = execute.SeldomSaving(nbformat.v4.new_notebook(), "x.ipynb", progress_bar=False)
+    for _ in range(50):
+        manager.save()
+        now[0] += 0.3
+    assert len(written) == 2 and written[1] - written[0] >= execute.EVERY
+    manager.end_time = manager.now()
+    manager.save()
+    assert len(written) == 3
+
+
+def test_the_grammar_of_web_addresses_is_not_read():
+    code = "import sys, medsynth_lib.course, nbformat; print('lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"

@@ -1,12 +1,18 @@
 """What lessons 05 to 07 measure in cubes: known volumes, and labels that lie where the image says."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from medsynth_lib.course.hagan import BACKGROUND, measure_volumes
+from medsynth_lib.course import hagan
+from medsynth_lib.course.artefacts import artefact_key, load
+from medsynth_lib.course.hagan import BACKGROUND, People, measure_volumes
+from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.data.atlas import STRUCTURES
-from medsynth_lib.data.cubes import CubeContract, LabelledCubes
+from medsynth_lib.data.cubes import CubeContract, Cubes, LabelledCubes
 from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.data.subject import make_subject, structure_volumes
 from medsynth_lib.evaluation.segmentation import label_structures
@@ -116,3 +122,59 @@ def test_labels_keep_the_volumes_of_the_subject(brains):
         assert sum(found[s] for s in truth) == pytest.approx(sum(truth.values()), rel=0.02)
         for name, off in (("cerebral white matter", 0.03), ("cerebral cortex", 0.03), ("lateral ventricle", 0.1)):
             assert found[name] == pytest.approx(truth[name], rel=off)  # nearest neighbour: the smaller, the coarser
+
+
+@pytest.fixture
+def lesson(tmp_path, monkeypatch):
+    """Lesson 05 in profile quick with two training people on disk, whose models learn from four."""
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    monkeypatch.setenv("MEDSYNTH_HEADLESS", "1")
+    settings = load_settings("05", "quick", {"people": 4, "volume_counts": dict(train=2, tune=1, test=1)})
+    return SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="05")
+
+
+@pytest.mark.parametrize("modality", ["t1", "ct"])
+def test_a_model_is_found_by_who_its_people_are_and_nobody_is_simulated_for_that(lesson, modality, monkeypatch):
+    splits, _ = hagan.lesson_cubes(lesson, modality)
+    asked = {}
+    monkeypatch.setattr(hagan, "train_or_load", lambda name, recipe, train, tune: asked.update(recipe=recipe, train=train))
+    with monkeypatch.context() as patch:
+        patch.setattr(hagan, "simulated_volumes", lambda *_: pytest.fail("somebody was simulated"))
+        hagan.trained_hagan(lesson, splits)
+        key = artefact_key(asked["recipe"], asked["train"], splits["tune"])
+    assert isinstance(asked["train"], People) and len(asked["train"]) == 4
+    manifest = hagan.simulated_volumes(lesson.settings, modality, dict(train=4))
+    assert key == artefact_key(asked["recipe"], Cubes(manifest, splits["train"].contract), splits["tune"])
+    for i in range(2):  # the lesson's own are the first
+        assert torch.equal(asked["train"][i]["x"], splits["train"][i]["x"])
+    assert not torch.equal(asked["train"][3]["x"], asked["train"][1]["x"])
+
+
+def test_other_people_are_learned_from_as_they_are(lesson, monkeypatch):
+    splits, _ = hagan.lesson_cubes(lesson, "t1")
+    asked = []
+    monkeypatch.setattr(hagan, "train_or_load", lambda name, recipe, train, tune: asked.append(train))
+    whole = splits["train"].frame
+    for frame in (whole.drop(columns="source"), whole.iloc[::-1].reset_index(drop=True), whole.assign(source="real")):
+        splits["train"].frame = frame  # a look-alike, another order, real scans
+        hagan.trained_hagan(lesson, splits)
+        assert asked.pop() is splits["train"]
+    lesson.settings = load_settings("05", "quick", {"people": 2, "volume_counts": dict(train=2, tune=1, test=1)})
+    splits["train"].frame = whole
+    hagan.trained_hagan(lesson, splits)
+    assert asked.pop() is splits["train"]
+
+
+@pytest.mark.parametrize(("modality", "name"), hagan.NAMES.items())
+def test_shipped_generators_are_those_that_the_lessons_ask_for(modality, name):
+    for number in ("05", "06", "07"):
+        settings = load_settings(number, "lesson")
+        contract = CubeContract(modality, settings.hagan["size"])
+        people = People(settings, contract)
+        first = dict(people.frame.iloc[0])
+        held = [first["subject"][:-5] + f"{20_000 + i:05d}" for i in range(settings.volume_counts["tune"])]
+        tune = SimpleNamespace(contract=contract, frame=pd.DataFrame(dict(first, subject=held)))
+        recipe = dict(algorithm="hagan", **settings.hagan, seed=0)
+        folder = notebooks_folder() / "pretrained" / f"{name}-{artefact_key(recipe, people, tune)}"
+        assert (folder / "weights.safetensors").stat().st_size < 16e6
+    assert 0 < load(folder, "shipped").steps <= recipe["steps"]

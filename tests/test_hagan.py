@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from medsynth_lib.course import artefacts
 from medsynth_lib.data.cubes import CubeContract
 from medsynth_lib.models import hagan as models
+from medsynth_lib.models.hagan import spectral_norm
 from medsynth_lib.training import hagan
 from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_low
 from medsynth_lib.training.loop import fit
@@ -485,3 +487,18 @@ def test_precision_and_compilation_are_switches(monkeypatch):
             artefacts.train_or_load("test", recipe, data, data)
     plain, compiled = ({k for k, n in m.networks.items() if n._compiled_call_impl is not None} for m in trained)
     assert not plain and compiled == set(trained[1].optimisers)
+
+
+def test_spectral_norm_is_torch_s_and_begins_without_iterations_where_there_are_no_numbers():
+    torch.manual_seed(0)
+    ours = spectral_norm(torch.nn.Conv3d(2, 3, 3))
+    torch.manual_seed(0)
+    theirs = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv3d(2, 3, 3))
+    assert torch.equal(ours.weight, theirs.weight) and ours.state_dict().keys() == theirs.state_dict().keys()
+    assert float(torch.linalg.matrix_norm(ours.weight.flatten(1), 2)) == pytest.approx(1, abs=0.05)
+    counted = {}
+    for make in (spectral_norm, torch.nn.utils.parametrizations.spectral_norm):
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            make(torch.nn.Conv3d(2, 3, 3))
+        counted[make] = counter.get_total_flops()
+    assert counted[spectral_norm] == 0 < counted[torch.nn.utils.parametrizations.spectral_norm]

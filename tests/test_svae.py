@@ -14,7 +14,7 @@ from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
-from medsynth_lib.models.svae import VAE, Decoder, Encoder, widths
+from medsynth_lib.models.svae import VAE, Conv3d, Decoder, Encoder, widths
 from medsynth_lib.training.svae import (
     SliceVAE,
     choose,
@@ -71,6 +71,19 @@ def test_other_sizes_are_refused():
         widths(64, 30)
     with pytest.raises(ValueError, match="norm 'layer'"):
         VAE(16, norm="layer")
+
+
+@pytest.mark.parametrize(("n", "width"), [(1, 8), (2, 8), (1, 40)])
+def test_a_volume_that_is_alone_is_convolved_as_by_torch(n, width):
+    torch.manual_seed(0)
+    ours, theirs = Conv3d(width, 4, 3, padding=1), torch.nn.Conv3d(width, 4, 3, padding=1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(n, width, 24, 24, 6)  # 40 channels are above the size from which torch is as fast
+    found, wanted = ours(x), theirs(x)
+    assert found.shape == wanted.shape and found.is_contiguous() and torch.allclose(found, wanted, atol=1e-5)
+    for y in (found, wanted):
+        y.square().sum().backward()
+    assert torch.allclose(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_mean_and_code_may_be_negative():

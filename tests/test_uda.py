@@ -99,6 +99,14 @@ def test_subjects_scanned_again_are_those_of_the_manifest(study):
             assert (images_of(new) - images_of(old))[:, both].abs().max() < 0.01
 
 
+def test_a_person_scanned_at_several_sites_is_that_of_each_alone(study):
+    a, b = (study.scanners[name] for name in ("SIMA", "SIMB"))
+    for first, second in ((a, b), (b, a)):
+        together = next(study.scans(iter([first, second])))
+        alone = [next(study.scans([site]))[0] for site in (first, second)]
+        assert all(torch.equal(x["x"], y["x"]) for x, y in zip(together, alone, strict=True))
+
+
 def test_every_cause_is_taken_over(study):
     """A target with thick slices, named like the source so that both draw the same noise and coil field: with all causes its
     scans are met exactly, and not without any one of them. Left out unnoticed, a cause would be missing from the split gap."""

@@ -7,9 +7,11 @@ import sys
 # seconds, for a check that nothing here asks for. It does without where the grammar's library is missing.
 if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
     sys.modules["rfc3987_syntax"] = None
-    with contextlib.suppress(ImportError):
-        import jsonschema  # noqa: F401
-    del sys.modules["rfc3987_syntax"]
+    try:
+        with contextlib.suppress(ImportError):
+            import jsonschema  # noqa: F401
+    finally:
+        del sys.modules["rfc3987_syntax"]
 
 from .exercises import check
 from .lesson import open_lesson

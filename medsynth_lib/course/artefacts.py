@@ -85,6 +85,7 @@ def train_or_load(name, recipe, train, tune, fabric=None):
     ):
         if (folder / "weights.safetensors").exists():  # written last: it marks the artefact as complete
             return load(folder, origin, fabric.device)
+    train[0]  # what is made when it is first asked for is made now, where Ctrl-C stops it
     began = time.perf_counter()
     make, _ = ALGORITHMS[recipe["algorithm"]]
     torch.manual_seed(recipe["seed"])

@@ -4,6 +4,7 @@ A lesson asks for one of two roles. ``pairs``: input contrasts and T1 of the sam
 ``volumes``: single volumes, chest CT or brain T1 (HA-GAN). data_download/registry.yaml says which data set can play which.
 """
 
+import pandas as pd
 import torch
 
 from data_download import registry
@@ -11,7 +12,7 @@ from medsynth_lib.data.layouts import open_dataset
 from medsynth_lib.data.preprocess import Contract, PairedVolumes
 from medsynth_lib.data.ready import ready_dataset
 from medsynth_lib.data.roles import complete, has, only_site, pair_inputs, paired, site_pair, with_split
-from medsynth_lib.data.simulate import simulated_dataset, simulated_thoraxes
+from medsynth_lib.data.simulate import SEEDS, describe, describe_ct, simulated_dataset, simulated_thoraxes
 from medsynth_lib.display.headless import headless
 from medsynth_lib.files import DataError
 
@@ -36,21 +37,32 @@ def lesson_manifest(lesson, required=True):
     return paired(frame, s.real_sites or site_pair(frame), lesson.seed)
 
 
-def lesson_volumes(lesson, modality, required=True, counts=None):
+def lesson_volumes(lesson, modality, required=True):
     """Manifest of single volumes, ``modality`` "ct" (chests) or "t1" (brains), with a filled ``split`` column.
 
-    Without DATA_DIR: simulated chests of ``settings.volume_size`` voxels an axis, or tumour-free brains at site A;
-    ``settings.volume_counts`` of each split, or ``counts``. DATA_DIR and ``required`` as in `lesson_manifest`.
+    Without DATA_DIR: `simulated_volumes`, ``settings.volume_counts`` of each split. DATA_DIR and ``required`` as in
+    `lesson_manifest`.
     """
-    s = lesson.settings
-    counts = counts or s.volume_counts
     frame = real_scans(lesson, "volumes", required, modality)
     if frame is not None:
         return with_split(complete(frame, (modality,)), lesson.seed, pooled=True)
+    return simulated_volumes(lesson.settings, modality, lesson.settings.volume_counts)
+
+
+def simulated_volumes(settings, modality, counts):
+    """Manifest of simulated chests of ``settings.volume_size`` voxels an axis, or tumour-free brains at site A."""
     options = dict(jobs=torch.get_num_threads(), progress=not headless())
     if modality == "ct":
-        return simulated_thoraxes(counts, (s.volume_size,) * 3, **options)
-    return simulated_dataset(counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
+        return simulated_thoraxes(counts, (settings.volume_size,) * 3, **options)
+    return simulated_dataset(counts, tuple(settings.shape), settings.spacing, ("A",), tumour=False, **options)
+
+
+def simulated_people(settings, modality, n):
+    """Who the first n training people of `simulated_volumes` are (subject, site, source), without simulating them."""
+    ct = modality == "ct"
+    source = describe_ct((settings.volume_size,) * 3) if ct else describe(tuple(settings.shape), settings.spacing, False)
+    names = [f"{'SIM' if ct else ''}{seed:05d}" for seed in SEEDS["train"][:n]]
+    return pd.DataFrame(dict(subject=names, site="SIMCT" if ct else "SIMA", source=source))
 
 
 def real_scans(lesson, role, required, modality=None):

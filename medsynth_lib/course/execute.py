@@ -1,6 +1,7 @@
 """papermill, as the runner starts it: the same command line, but the executed notebook is not written at every cell.
 
-papermill has no option for it: before and after each cell, of text too, it writes all pictures so far, seconds in a lesson.
+Before and after each cell, of text too, papermill writes all pictures so far: seconds in a lesson. Its option against that
+(``--no-request-save-on-cell-execute``) would leave nothing of a run whose kernel died.
 """
 
 import time
@@ -16,9 +17,8 @@ class SeldomSaving(engines.NotebookExecutionManager):
     due = 0.0
 
     def save(self, **kwargs):
-        self.nb = kwargs.get("nb") or self.nb
         if self.end_time or time.monotonic() >= self.due:
-            super().save()
+            super().save(**kwargs)
             self.due = time.monotonic() + EVERY
 
 

@@ -15,10 +15,10 @@ from scipy import ndimage
 from torch.utils.data import Dataset
 
 from medsynth_lib.course.artefacts import scan_identity, train_or_load
-from medsynth_lib.course.data import kind_of, lesson_volumes
+from medsynth_lib.course.data import kind_of, lesson_volumes, simulated_people, simulated_volumes
 from medsynth_lib.data.atlas import STRUCTURES
 from medsynth_lib.data.cubes import CUBES_VERSION, CubeContract, Cubes, LabelledCubes, to_hu
-from medsynth_lib.data.simulate import SEEDS, simulated_dataset
+from medsynth_lib.data.simulate import simulated_dataset
 from medsynth_lib.display.headless import headless
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.recovery import BACKGROUND
@@ -48,21 +48,19 @@ def cached_cubes(cubes):
 
 
 class People(Dataset):
-    """The cubes of the first ``settings.people`` simulated people of the training split, of whom ``cubes`` are the first ones.
+    """Cubes of the first ``settings.people`` simulated people of the training split.
 
     Nobody is simulated before a volume is asked for, so that a shipped model, which is found by who they are, needs none.
     """
 
-    def __init__(self, lesson, cubes):
-        self.lesson, self.contract = lesson, cubes.contract
-        first, seeds = cubes.frame.iloc[0], SEEDS["train"][: lesson.settings.people]
-        names = [first["subject"][:-5] + f"{seed:05d}" for seed in seeds]  # "SIM00000" or "00000"
-        self.frame = pd.DataFrame(dict(subject=names, site=first["site"], source=first["source"]))
+    def __init__(self, settings, contract):
+        self.settings, self.contract = settings, contract
+        self.frame = simulated_people(settings, contract.modality, settings.people)
 
     @cached_property
     def volumes(self):
-        counts = dict(train=len(self))
-        return cached_cubes(Cubes(lesson_volumes(self.lesson, self.contract.modality, counts=counts), self.contract))
+        frame = simulated_volumes(self.settings, self.contract.modality, dict(train=len(self)))
+        return cached_cubes(Cubes(frame, self.contract))
 
     def __len__(self):
         return len(self.frame)
@@ -74,12 +72,14 @@ class People(Dataset):
 def trained_hagan(lesson, splits, **changes):
     """HA-GAN by the lesson's settings, trained or loaded; ``changes`` to the recipe make another model.
 
-    It learns from ``settings.people`` simulated people, of whom ``splits`` hold the first, or from real training volumes.
+    It learns from the training split, or from `People`, if that split is the first and not all of them.
     """
     recipe = dict(algorithm="hagan", **lesson.settings.hagan | changes, seed=lesson.seed)
     train = splits["train"]
-    if kind_of(train.frame) == "simulated" and lesson.settings.people > len(train):
-        train = People(lesson, train)
+    everybody = People(lesson.settings, train.contract)
+    first = everybody.frame.head(len(train))
+    if len(everybody) > len(train) and set(first) <= set(train.frame) and train.frame[list(first)].equals(first):
+        train = everybody
     return train_or_load(NAMES[train.contract.modality], recipe, train, splits["tune"])
 
 

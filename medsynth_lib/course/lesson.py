@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ..display.headless import headless
 from .profiles import REPO, Settings, load_settings
 from .results import Results
 
@@ -50,7 +49,7 @@ def open_lesson(notebook: str, profile="", seed=0, data_dir="", out_dir="", over
 
     if os.environ.get("MEDSYNTH_THREADS"):
         torch.set_num_threads(int(os.environ["MEDSYNTH_THREADS"]))
-    if headless():
+    if os.environ.get("MPLBACKEND", "").endswith("backend_inline"):  # as `run` sets it
         draw_once()
     torch.manual_seed(seed)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

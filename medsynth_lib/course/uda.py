@@ -246,6 +246,7 @@ class Study:
 
     @cached_property
     def raw_window(self):
+        """`_window` of the source's T1."""
         return self._window(self.raw_t1)
 
     def _window(self, images):
@@ -271,6 +272,7 @@ class Study:
 
         Most of the time goes into the making of a person, and many people at once would not fit into memory.
         """
+        sites = list(sites)
         rows = self.frame[(self.frame["site"] == self.source) & (self.frame["split"] == split)]
         for seed in rows["subject"]:
             subject = make_subject(int(seed), tuple(self.settings.shape), self.settings.spacing)

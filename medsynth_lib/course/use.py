@@ -53,7 +53,7 @@ def adapt_folder(model, target, out, source=None, scanners=None, svae=None, prof
     trained = load(Path(model), "given")
     if "generator" not in trained.networks:
         raise DataError(f"{model}: a model of kind {trained.recipe['algorithm']!r}; give a pix2pix generator's folder.")
-    contract, settings = trained.contract, load_settings("04", profile, {"adapt_steps": steps} if steps else None)
+    contract, settings = trained.contract, load_settings("04", profile, {} if steps is None else {"adapt_steps": steps})
     targets = target_scans(Path(target), contract)
     frame = pd.concat([source_scans(source, contract, settings), targets], ignore_index=True)
     frame.attrs["root"] = Path(target)

@@ -65,7 +65,7 @@ def simulated_thoraxes(counts, shape, jobs=1, folder=None, progress=False):
     Arguments and errors as for `simulated_dataset`; the voxel size follows from ``shape`` (`thorax.FIELD_OF_VIEW`).
     """
     seeds = drawn_seeds(counts)
-    source = f"simulated CT v{CT_VERSION}, {'x'.join(map(str, shape))}"
+    source = describe_ct(shape)
     if folder is None:
         recipe = json.dumps([source, sorted(counts.items())])
         folder = cache_folder("simulated", hashlib.sha256(recipe.encode()).hexdigest()[:12])
@@ -99,6 +99,11 @@ def describe(shape, spacing, tumour):
     """What simulated images depend on besides subject and site; the manifest's ``source``."""
     kind = "with glioma" if tumour else "tumour-free"
     return f"simulated v{VERSION}.{ATLAS_VERSION}, {'x'.join(map(str, shape))} at {spacing:g} mm, {kind}"
+
+
+def describe_ct(shape):
+    """The same of simulated chests."""
+    return f"simulated CT v{CT_VERSION}, {'x'.join(map(str, shape))}"
 
 
 def write_subject(folder, split, seed, shape, spacing, sites, tumour):

@@ -138,7 +138,8 @@ class Account(TorchDispatchMode):
         before, self.backward = self.backward, moment() != FORWARD
         for name, parameter in self.parameters.items() if before or self.backward or anyway else ():
             gradient = parameter.grad
-            if gradient is not None and self.gradients.get(name, nothing)() is not gradient:
+            seen = self.gradients.get(name)
+            if gradient is not None and (seen is None or seen() is not gradient):
                 self.gradients[name] = weakref.ref(gradient)
                 self.own("gradients", {name: gradient})
 
@@ -166,10 +167,6 @@ def run(func, args, kwargs):
         if func is not torch.ops.aten._local_scalar_dense.default:
             raise ValueError(f"{func} needs real values, which fake tensors lack; keep it out of the step") from error
     return True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
-
-
-def nothing():
-    """In the place of a weak reference that is not there."""
 
 
 def moment():
@@ -588,9 +585,9 @@ def on_a_card(peak):
 def largest(build, sizes, batches, cards=CARDS, peaks=(), **setting):
     """The largest setting that fits each card: the largest size, then the largest batch.
 
-    ``peaks``: what is planned already, bytes by (size, batch). ``setting`` goes to `plan`; `TIGHT` is not regarded. Returns a
-    DataFrame, one row a card in GB (2^30 bytes): "size", "batch", accounted "peak_gib" and "card_gib", what the card needs;
-    missing values where nothing fits.
+    ``peaks``: what is planned already of this network and with this ``setting``, bytes by (size, batch). ``setting`` goes to
+    `plan`; `TIGHT` is not regarded. Returns a DataFrame, one row a card in GB (2^30 bytes): "size", "batch", accounted "peak_gib"
+    and "card_gib", what the card needs; missing values where nothing fits.
     """
     rows, tried = [], dict(peaks)
     for gb in cards:
@@ -619,7 +616,7 @@ def advice(error, build, setting, memory, others=(), peaks=(), **task):
     """What to change after an out-of-memory error, one lever at a time, as a text; None for any other error.
 
     ``memory``: bytes of the card. ``others``: further levers, (name, model-building function). ``peaks``: what is planned
-    already, bytes by `Setting`. Settings the network cannot take are left out.
+    already of ``build`` and ``task``, bytes by `Setting`. Settings the network cannot take are left out.
     """
     if not is_out_of_memory(error):
         return None

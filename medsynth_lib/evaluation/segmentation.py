@@ -12,7 +12,7 @@ def segment(network, x):
     """Boolean WT, TC and ET (3, x, y, z) of one subject's four images x (4, x, y, z), in the order of INPUTS."""
     network.eval()
     x = x[None].to(next(network.parameters()).device)
-    if x.device.type == "cpu":  # PyTorch's CPU convolves a small volume that is alone slower than two at once
+    if x.device.type == "cpu" and x[0].numel() < 2**20:  # a small volume that is alone PyTorch's CPU convolves slower than two
         x = x.expand(2, *x.shape[1:])
     return (network(x)[0] > 0).cpu()
 

@@ -5,13 +5,10 @@ The paper's layer list is in a supplement; this one has the parameter counts of 
 size: features grow from 4^3 to (S/4)^3, and encoders and discriminators drop their outermost levels where S is smaller.
 """
 
-import contextlib
-from unittest import mock
-
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 SIZES = (32, 64, 128, 256, 512)
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2)  # of the slices in a sub-volume, Table IX
@@ -165,14 +162,21 @@ class EncoderGround(nn.Module):
         return code if self.standard is None else self.standard(code.chunk(2, 1)[0])
 
 
-def spectral(layer):
-    """The layer with spectral norm. Where there are no numbers, on "meta" or in the accountant, the iterations that torch begins
-    with would find nothing, and are most of the time of making the networks.
+class SpectralNorm(parametrizations._SpectralNorm):
+    """torch's, but where there are no numbers, on "meta" or in the accountant, it does not iterate to begin with: that would find
+    nothing, and takes most of the time of making the networks.
     """
-    nothing = layer.weight.is_meta or isinstance(layer.weight, FakeTensor)
-    spared = mock.patch.object(parametrizations._SpectralNorm, "_power_method", lambda *_: None)
-    with spared if nothing else contextlib.nullcontext():
-        return parametrizations.spectral_norm(layer)
+
+    def _power_method(self, weight_mat, iterations):
+        begins = iterations > self.n_power_iterations
+        if not (begins and (weight_mat.is_meta or isinstance(weight_mat, FakeTensor))):
+            super()._power_method(weight_mat, iterations)
+
+
+def spectral_norm(layer):
+    """The layer, its weight divided by its largest singular value."""
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    return layer
 
 
 class DiscriminatorLow(nn.Module):
@@ -184,7 +188,7 @@ class DiscriminatorLow(nn.Module):
         widths = [1] + [max(1, 8 * c >> k) for k in reversed(range(levels(size)))]
         steps = zip(widths[:-1], widths[1:], strict=True)
         convolutions = [nn.Conv3d(i, o, 4, stride=2, padding=1) for i, o in steps] + [nn.Conv3d(8 * c, 1 + classes, 4)]
-        self.layers = nn.ModuleList(map(spectral, convolutions))
+        self.layers = nn.ModuleList(map(spectral_norm, convolutions))
         self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, x):
@@ -208,11 +212,11 @@ class DiscriminatorHigh(nn.Module):
             convolutions.append(nn.Conv3d(c_in, c_out, (kernel, 4, 4), (min(depth, 2), 2, 2), (padding, 1, 1)))
             depth = max(1, depth // 2)
         convolutions.append(nn.Conv3d(16 * c, 4 * c, (depth, 4, 4)))
-        self.layers = nn.ModuleList(map(spectral, convolutions))
+        self.layers = nn.ModuleList(map(spectral_norm, convolutions))
         self.activation = nn.LeakyReLU(0.2)
-        self.hidden = spectral(nn.Linear(4 * c + 1, 2 * c))
-        self.last = spectral(nn.Linear(2 * c, 1))
-        self.label = spectral(nn.Linear(2 * c, classes)) if classes else None
+        self.hidden = spectral_norm(nn.Linear(4 * c + 1, 2 * c))
+        self.last = spectral_norm(nn.Linear(2 * c, 1))
+        self.label = spectral_norm(nn.Linear(2 * c, classes)) if classes else None
 
     def forward(self, x, where):
         for layer in self.layers:

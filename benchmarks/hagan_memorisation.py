@@ -1,0 +1,51 @@
+"""Do the shipped HA-GANs copy? The nearest of as many people whom a model learned from and people whom it never met.
+
+    python benchmarks/hagan_memorisation.py --people 400 --samples 200
+
+Simulated people of lesson 05. Half of the samples would have a known person nearest if the model had learned nobody by heart.
+``known_if_copies`` is what a model that copies the people it learned from, each as often, would be expected to reach: only some
+of them are compared. The error is a binomial standard error, too small where samples share their nearest.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from common import arguments, write
+
+from medsynth_lib.course.data import simulated_volumes
+from medsynth_lib.course.hagan import NAMES, cached_cubes, lesson_cubes, trained_hagan
+from medsynth_lib.course.profiles import load_settings
+from medsynth_lib.data.cubes import CubeContract, Cubes
+from medsynth_lib.evaluation.generation import generate, nearest_neighbours
+
+
+def share_nearest_to_known(lesson, modality, people, samples):
+    """One row of numbers of an organ's model."""
+    settings, contract = lesson.settings, CubeContract(modality, lesson.settings.hagan["size"])
+    model = trained_hagan(lesson, lesson_cubes(lesson, modality)[0])
+    frame = simulated_volumes(settings, modality, dict(train=people, adapt=people))  # lessons 05 to 07 have no adaptation split
+    known, unknown = (cached_cubes(Cubes(frame[frame["split"] == split], contract)) for split in ("train", "adapt"))
+    references = [group[i]["x"] for group in (known, unknown) for i in range(people)]
+    codes = torch.randn(samples, settings.hagan["latent"], generator=torch.Generator().manual_seed(lesson.seed))
+    found = nearest_neighbours(generate(model.networks, codes), references)
+    share, compared = float((found["nearest"] < people).mean()), people / settings.people
+    return dict(
+        model=model.folder.name,
+        people=people,
+        samples=samples,
+        known=round(share, 3),
+        standard_error=round((share * (1 - share) / samples) ** 0.5, 3),
+        known_if_copies=round(compared + (1 - compared) / 2, 3),
+        mean_distance=round(float(found["distance"].mean()), 4),
+        different_nearest=int(found["nearest"].nunique()),
+    )
+
+
+def main():
+    args = arguments(__doc__, people=400, samples=200)
+    lesson = SimpleNamespace(settings=load_settings("05", "lesson"), data_dir=None, seed=0, notebook="05")
+    write(args.out, "hagan_memorisation", [share_nearest_to_known(lesson, m, args.people, args.samples) for m in NAMES])
+
+
+if __name__ == "__main__":
+    main()
