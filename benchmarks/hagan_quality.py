@@ -1,4 +1,4 @@
-"""Does HA-GAN train as well in bf16 as in fp32? Lesson 05's live recipe for a short training in either, fp32 with two seeds.
+"""Does HA-GAN train as well in bf16 as in fp32? Lesson 05's recipe, shorter, in batches of four, in either.
 
     python benchmarks/hagan_quality.py --steps 200 --volumes 112
 
