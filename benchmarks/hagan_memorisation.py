@@ -2,9 +2,10 @@
 
     python benchmarks/hagan_memorisation.py --people 400 --samples 200
 
-Simulated people of lesson 05. Half of the samples would have a known person nearest if the model had learned nobody by heart.
-``known_if_copies`` is what a model that copies the people it learned from, each as often, would be expected to reach: only some
-of them are compared. The error is a binomial standard error, too small where samples share their nearest.
+Simulated people; of those whom the model learned from the first 400 at most, which lesson 05 looks at. Half of the samples would
+have a known person nearest if the model had learned nobody by heart. ``known_if_copies`` is what a model would be expected to
+reach that copies all people it learned from, each as often. The error is a binomial standard error, too small where samples
+share their nearest.
 """
 
 from types import SimpleNamespace
@@ -15,16 +16,16 @@ from common import arguments, write
 from medsynth_lib.course.data import simulated_volumes
 from medsynth_lib.course.hagan import NAMES, cached_cubes, lesson_cubes, trained_hagan
 from medsynth_lib.course.profiles import load_settings
-from medsynth_lib.data.cubes import CubeContract, Cubes
+from medsynth_lib.data.cubes import Cubes
 from medsynth_lib.evaluation.generation import generate, nearest_neighbours
 
 
 def share_nearest_to_known(lesson, modality, people, samples):
     """One row of numbers of an organ's model."""
-    settings, contract = lesson.settings, CubeContract(modality, lesson.settings.hagan["size"])
-    model = trained_hagan(lesson, lesson_cubes(lesson, modality)[0])
-    frame = simulated_volumes(settings, modality, dict(train=people, adapt=people))  # lessons 05 to 07 have no adaptation split
-    known, unknown = (cached_cubes(Cubes(frame[frame["split"] == split], contract)) for split in ("train", "adapt"))
+    settings, (splits, _) = lesson.settings, lesson_cubes(lesson, modality)
+    model, known = trained_hagan(lesson, splits), splits["train"]
+    frame = simulated_volumes(settings, modality, dict(adapt=people))  # a split that lessons 05 to 07 do not have
+    unknown = cached_cubes(Cubes(frame, known.contract))
     references = [group[i]["x"] for group in (known, unknown) for i in range(people)]
     codes = torch.randn(samples, settings.hagan["latent"], generator=torch.Generator().manual_seed(lesson.seed))
     found = nearest_neighbours(generate(model.networks, codes), references)
