@@ -2,14 +2,13 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsynth_lib.course import artefacts
 from medsynth_lib.data.cubes import CubeContract
@@ -29,6 +28,18 @@ def algorithm(**changes):
 
 def volumes(b=2, size=32, seed=1):
     return torch.rand(b, 1, size, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+class Named(TorchDispatchMode):
+    """Notes the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def count(networks):
@@ -469,7 +480,12 @@ def test_precision_and_compilation_are_switches(monkeypatch):
     monkeypatch.setenv("MEDSYNTH_PRECISION", "bf16-mixed")
     assert artefacts.default_fabric().strategy.precision.precision == "bf16-mixed"
     contract = CubeContract("t1", 32)
-    data = SimpleNamespace(contract=contract, frame=pd.DataFrame())
+
+    class Data(list):
+        frame = pd.DataFrame()
+
+    data = Data([dict()])
+    data.contract = contract
     recipe = RECIPE | dict(algorithm="hagan", steps=1, batch_size=1, validate_every=1, seed=0)
     mixed = artefacts.artefact_key(recipe, data, data)
     monkeypatch.delenv("MEDSYNTH_PRECISION")
@@ -495,10 +511,11 @@ def test_spectral_norm_is_torch_s_and_begins_without_iterations_where_there_are_
     torch.manual_seed(0)
     theirs = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv3d(2, 3, 3))
     assert torch.equal(ours.weight, theirs.weight) and ours.state_dict().keys() == theirs.state_dict().keys()
-    assert float(torch.linalg.matrix_norm(ours.weight.flatten(1), 2)) == pytest.approx(1, abs=0.05)
-    counted = {}
+    assert float(torch.linalg.matrix_norm(ours.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=0.05)
+    products = {}
     for make in (spectral_norm, torch.nn.utils.parametrizations.spectral_norm):
-        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        with Named() as ran, torch.device("meta"):
             make(torch.nn.Conv3d(2, 3, 3))
-        counted[make] = counter.get_total_flops()
-    assert counted[spectral_norm] == 0 < counted[torch.nn.utils.parametrizations.spectral_norm]
+        products[make] = sum("mv" in name for name in ran.names)
+    spared = products[torch.nn.utils.parametrizations.spectral_norm] - products[spectral_norm]
+    assert spared == 30  # fifteen iterations of two products
