@@ -340,7 +340,7 @@ def random_encoder(study):
     with torch.no_grad():  # running statistics of real slices, or evaluation mode would see unnormalised layers
         for y in study.source_t1[:16]:
             adaptation.posterior(encoder, y[None], recipe)
-    return study.adapted(latent=(encoder, recipe, study.source_t1), **LATENT)
+    return study.adapted(latent=(encoder.to(default_fabric().device), recipe, study.source_t1), **LATENT)
 
 
 def supervised(n):

@@ -5,7 +5,8 @@
    needs 8 products instead of 27; where the volume is small, 27 products for 8 outputs. (On a GPU small ones are
    up-sampled for a moment: one large product is faster there.)
 2. Stored activations: of [convolution, GroupNorm, ReLU] only the convolution's output is kept for the backward pass; the next
-   layer's input is computed from it once more. A convolution whose weights do not learn keeps no input at all.
+   layer's input is computed from it once more. A convolution whose weights do not learn keeps no input at all, a linear layer no
+   second copy of its weights.
 3. LeakyReLU writes over its input: its output tells the sign as well.
 
 Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names.
@@ -65,10 +66,11 @@ class NormReLUFunction(torch.autograd.Function):
 
 
 def norm_relu(y, weight, bias, groups, eps, statistics=None):
-    """ReLU(GroupNorm(y)) in the precision of the weights, and the mean and 1 / deviation of each group (b, groups).
+    """ReLU(GroupNorm(y)), computed in the precision of the weights, and the mean and 1 / deviation of each group (b, groups).
 
-    On a GPU torch's own group norm sums up a group in one block of threads, which leaves most of the chip idle where volumes are
-    large and few; ``statistics``, if they are known, are not summed up again there.
+    On a GPU it comes out in y's precision, with nothing larger on the way but for the statistics. Torch's own group norm sums up
+    a group in one block of threads there, which leaves most of the chip idle where volumes are large and few; ``statistics``, if
+    they are known, are not summed up again.
     """
     b, c = y.shape[:2]
     if not on_gpu(y):
@@ -77,7 +79,7 @@ def norm_relu(y, weight, bias, groups, eps, statistics=None):
     mean, scale = statistics or group_statistics(y.to(weight.dtype), groups, eps)
     factor = weight * scale.repeat_interleave(c // groups, 1)
     shift = bias - factor * mean.repeat_interleave(c // groups, 1)
-    return torch.addcmul(volumes(shift), y, volumes(factor)).relu_(), mean, scale
+    return torch.addcmul(volumes(shift), y, volumes(factor), out=torch.empty_like(y)).relu_(), mean, scale
 
 
 def group_statistics(y, groups, eps):
@@ -122,19 +124,22 @@ def in_few_steps(grad, x, y, weight, mean, scale, groups, needs):
     dL/dy = scale (w g - (sum of w g) / n - $\hat y$ (sum of w g $\hat y$) / n): a factor on g, one on y, and a constant.
     """
     g = x.sign_().mul_(grad)
-    per_group = y.shape[1] // groups
+    per_group, single = y.shape[1] // groups, weight.dtype
     mean, scale = (v.repeat_interleave(per_group, 1) for v in (mean, scale))
-    total = g.sum((2, 3, 4))
-    product = torch.stack(
-        [(a * b).sum((1, 2, 3)) for a, b in zip(g, y, strict=True)]
-    )  # one volume's products at a time
-    product = (product - mean * total) * scale  # sum of g times normalised y, per channel
+    total = g.sum((2, 3, 4), dtype=single)
+    product = [a.to(single, copy=True).mul_(b).sum((1, 2, 3)) for a, b in zip(g, y, strict=True)]  # volume by volume
+    product = (torch.stack(product) - mean * total) * scale  # sum of g times normalised y, per channel
     n = per_group * y[0, 0].numel()
     along, across = (
         (weight * v).unflatten(1, (groups, -1)).sum(2).repeat_interleave(per_group, 1) / n for v in (product, total)
     )
     on_y = -scale.square() * along
-    g.mul_(volumes(scale * weight)).addcmul_(y.to(g.dtype), volumes(on_y)).add_(volumes(-scale * across - on_y * mean))
+    on_g, on_y, constant = (volumes(v) for v in (scale * weight, on_y, -scale * across - on_y * mean))
+    if g.dtype == single:
+        g.mul_(on_g).addcmul_(y, on_y).add_(constant)
+    else:  # in half precision one volume after the other is made in single precision
+        for a, b, *factors in zip(g, y, on_g, on_y, constant, strict=True):
+            a.copy_((a * factors[0]).addcmul_(b, factors[1]).add_(factors[2]))
     return g, *(v.sum(0) if needed else None for v, needed in zip((product, total), needs[1:], strict=True))
 
 
@@ -166,12 +171,15 @@ class UpConv3d(nn.Conv3d):
 
 def convolve(x, weight, bias, form):
     """A convolution in one of the forms below, in autocast's precision where that is on."""
-    source, device = getattr(x, "source", None), x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        source = source if x.dtype == dtype else None
-        x = x.to(dtype)
-    return ConvolveFunction.apply(x, weight, bias, form, source)
+    source, before, x = getattr(x, "source", None), x.dtype, as_in_autocast(x)
+    return ConvolveFunction.apply(x, weight, bias, form, source if x.dtype == before else None)
+
+
+def as_in_autocast(x):
+    """x in autocast's precision where that is on."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if on else x
 
 
 class ConvolveFunction(torch.autograd.Function):
@@ -200,6 +208,31 @@ class ConvolveFunction(torch.autograd.Function):
             x = ctx.made["x"][0].to(grad.dtype)
         x_grad, *others = ctx.form.backward(grad, x, weight, list(ctx.needs_input_grad[:3]))
         return x_grad, *(None if g is None else g.to(weight.dtype) for g in others), None, None
+
+
+class Linear(nn.Linear):
+    """A linear layer that keeps its weights once: not a copy in autocast's precision as well, half as large as they are."""
+
+    def forward(self, x):
+        return LinearFunction.apply(as_in_autocast(x), self.weight, self.bias)
+
+
+class LinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            grad @ weight.to(grad.dtype) if for_x else None,
+            (grad.T @ x).to(weight.dtype) if for_weight else None,
+            grad.sum(0).to(weight.dtype) if for_bias else None,
+        )
 
 
 class Direct:
@@ -385,5 +418,7 @@ def store_less(network):
     for module in network.modules():
         if type(module) is nn.Conv3d:
             module.__class__ = Conv3d
+        elif type(module) is nn.Linear:
+            module.__class__ = Linear
         elif isinstance(module, nn.LeakyReLU):
             module.inplace = True
