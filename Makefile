@@ -11,7 +11,7 @@ FORMS   := reference,$(FORMS)
 endif
 BIN     := .venv/bin
 
-.PHONY: help run test fuzz lab student sweep-uda bench bench-gpu full-size lint clean
+.PHONY: help run test fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
+	@echo 'make sweep-vae  the comparisons of lesson 03, longer and with three seeds: hours, resumable'
 	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix, HA-GAN and memory on a GPU; REFERENCE=DIR)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
 	@echo 'make lint     ruff on library, tests and notebooks'
@@ -56,6 +57,9 @@ student: .venv/stamp
 
 sweep-uda: .venv/stamp
 	$(BIN)/python -m medsynth_lib.course sweep --profile lesson --jobs 2
+
+sweep-vae: .venv/stamp
+	$(BIN)/python -m medsynth_lib.course vae-sweep --profile lesson --jobs 2
 
 bench: .venv/stamp
 	@mkdir -p build/bench

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.distributions import Normal, kl_divergence
 
-from medsynth_lib.course import uda
+from medsynth_lib.course import uda, vae_study
 from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel
@@ -353,3 +353,50 @@ def test_shipped_weights_are_small_and_good(folder):
     assert np.isfinite(psnr)
     if recipe["dims"] == 2 and recipe["norm"] == "batch":
         assert psnr >= 20  # lesson 03: below it the lesson would be about a weak encoder
+
+
+# -- longer comparisons of lesson 03 -------------------------------------------------------------------------------------------
+
+
+def test_scores_are_of_the_slices_that_a_model_knows():
+    """Against the same computation on slices cut by hand; nan where none of them shows a brain."""
+    torch.manual_seed(0)
+    recipe = RECIPE | dict(slices="first 8")
+    vae = VAE(16, width=16).eval()
+    t1, held_out = torch.rand(3, 1, 16, 16, 12), torch.rand(2, 1, 16, 16, 12)  # padded by two slices on either side
+    masks = torch.zeros(held_out.shape, dtype=torch.bool)
+    masks[:, :, 4:9, 5:11, 4:7] = True  # slices 6 to 8 of the padded volume: 6 and 7 are known
+    row, real, drawn = vae_study.known_slices(vae, recipe, t1, held_out, masks)
+    assert real.shape == drawn.shape == (2, 16, 16, 8)
+    assert torch.equal(real[..., 2:], held_out[:, 0, ..., :6]) and not real[..., :2].any()
+    errors = (t1.mean(0) - held_out)[masks & (torch.arange(12) < 6)]
+    assert np.isclose(row["mean_head"], -10 * np.log10(errors.square().mean()), atol=1e-4)
+    none = vae_study.known_slices(vae, recipe, t1, held_out, masks & (torch.arange(12) >= 6))[0]
+    assert np.isnan(list(none.values())).all() and none.keys() == row.keys()
+
+
+def test_longer_trainings_are_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    monkeypatch.setattr(vae_study, "notebooks_folder", lambda: tmp_path)
+    (tmp_path / "sweeps").mkdir(exist_ok=True)
+    monkeypatch.setattr(vae_study, "known_slices", lambda *a: ({"psnr": 1.0}, None, None))
+    monkeypatch.setattr(vae_study, "spread_of_codes", lambda *a: {"kl": 2.0})
+    settings, trained = load_settings("03", "quick"), []
+
+    def train(recipe, train, tune, steps):
+        trained.append((recipe["loss"], recipe["slices"], steps))
+        return None, None
+
+    monkeypatch.setattr(vae_study, "train_short", train)
+    last = list(vae_study.cases(settings))[-1]
+    for case in ("loss reversed", last, "loss reversed"):
+        vae_study.run_cell("quick", case, 0)
+    steps = settings.sweep_steps
+    assert trained == [("reversed", "random 16", steps), ("elbo", "spread 2", 16 * steps)]  # 16 x 2 slices: all 32
+    table = vae_study.merge(settings, "lesson")
+    assert table["case"].tolist() == ["loss reversed", last]
+    for path in (tmp_path / "sweeps" / "svae").iterdir():
+        path.unlink()
+    assert not vae_study.run_cell("quick", last, 0) and len(trained) == 2  # the committed table counts, too
+    assert len(vae_study.merge(settings, "lesson")) == 2
+    assert vae_study.finished(load_settings("03", "quick", {"sweep_steps": 3}), last, 0) is None

@@ -1,4 +1,4 @@
-"""Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep | sweep."""
+"""Command line of the course: python -m medsynth_lib.course run | student | report | compare | keep | sweep | vae-sweep."""
 
 import argparse
 import importlib
@@ -45,6 +45,11 @@ def main() -> int:
     add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
     add.set_defaults(module="sweep")
+
+    add = commands.add_parser("vae-sweep", help="run lesson 03's comparisons longer and with seeds, merged into notebooks/sweeps")
+    add.add_argument("--profile", default="lesson", help="default: lesson")
+    add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each")
+    add.set_defaults(module="vae_study")
 
     arguments = parser.parse_args()
     module = importlib.import_module(f".{arguments.module}", __package__)  # this one alone: sweep takes seconds to import

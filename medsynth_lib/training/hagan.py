@@ -8,6 +8,7 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from medsynth_lib.models.hagan import networks, require_size
@@ -353,7 +354,8 @@ def sample_by_slabs(common, high, z, slices=4):
     """
     a = F.pad(common(z), (0, 0, 0, 0, 1, 1))  # beyond the volume there are zeros
     starts = range(0, a.shape[2] - 2, slices)
-    up, conv, group_norm, _ = high.first
+    _, conv, group_norm, _ = high.first
+    up = nn.Upsample(scale_factor=2)  # also where a lean convolution does it itself
 
     def inner(s):
         return without_padding(conv, up(a[:, :, s : s + slices + 2]))
@@ -371,7 +373,7 @@ def sample_by_slabs(common, high, z, slices=4):
             x[:, :, 0] = 0
         if s + slices >= a.shape[2] - 2:
             x[:, :, -1] = 0
-        return torch.tanh(without_padding(high.last, high.up(x)[:, :, 1:-1]))
+        return torch.tanh(without_padding(high.last, up(x)[:, :, 1:-1]))
 
     return torch.cat([outer(s) for s in starts], 2)
 
