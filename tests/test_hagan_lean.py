@@ -1,6 +1,7 @@
 """HA-GAN's lean form: each lever equals the plain form it stands beside; every network, every step; what it saves."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -362,3 +363,66 @@ def test_an_iteration_takes_at_most_half_of_the_operations(size, monkeypatch):
         counts.append(counter.get_total_flops())
     print(f"{size}: {counts[0] / 1e9:.0f} and {counts[1] / 1e9:.0f} GFLOP, {counts[1] / counts[0]:.3f}")
     assert counts[1] <= 0.50 * counts[0]
+
+
+# -- half precision ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.01), (torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_gradients_in_few_steps_are_autograds(dtype, tolerance, monkeypatch):
+    """A GPU's operations on y in a precision and weights in at least single precision, against fp64; nothing comes out larger."""
+    monkeypatch.setattr(hagan_lean, "on_gpu", lambda x: True)
+    draw, groups, eps = torch.Generator().manual_seed(0), 3, 1e-5
+    grad, y = (torch.randn(2, 6, 3, 4, 5, generator=draw).to(dtype) for _ in range(2))
+    weight, bias = torch.randn(2, 6, generator=draw).to(torch.promote_types(dtype, torch.float32))
+    given = [v.double().clone().requires_grad_() for v in (y, weight, bias)]
+    out = F.group_norm(given[0], groups, *given[1:], eps).relu()
+    out.backward(grad.double())
+    x, mean, scale = hagan_lean.norm_relu(y, weight, bias, groups, eps)
+    assert x.dtype == dtype and relative({"": x.double()}, {"": out.detach()}) < tolerance
+    found = hagan_lean.in_few_steps(grad, x, y, weight, mean, scale, groups, [True] * 3)
+    assert found[0] is x
+    sharp = min(tolerance, 1e-5)  # sums are made in the precision of the weights
+    for have, want, most in zip(found, given, (tolerance, sharp, sharp), strict=True):
+        assert relative({"": have.double()}, {"": want.grad}) < most
+
+
+def test_linear_layer_keeps_its_weights_once():
+    """Under autocast torch keeps a copy in half precision for the backward pass; the lean layer keeps none, and equals it."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(7, 5))
+    lean = copy.deepcopy(plain)
+    hagan_lean.make_lean(lean)
+    assert type(lean[0]) is hagan_lean.Linear
+    found, copies = [], []
+    for form in (plain, lean):
+        x, kept = torch.linspace(-1, 1, 42).view(2, 3, 7).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
+            with torch.autocast("cpu", torch.bfloat16):
+                y = form(x)
+        y.float().pow(2).sum().backward()
+        copies.append(sum(t.numel() == 35 and t.dtype == torch.bfloat16 for t in kept))
+        found.append({"y": y.detach().float(), "x": x.grad} | {k: p.grad for k, p in form.named_parameters()})
+    assert copies == [1, 0] and relative(found[1], found[0]) < 0.01
+
+
+def test_unusual_layers_stay_as_they_are():
+    """What a lean layer would compute otherwise is left alone."""
+    conv = partial(nn.Conv3d, 4, 4, 3, padding=1)
+    rows = [
+        (nn.Upsample(scale_factor=2, mode="trilinear"), conv()),
+        (nn.Upsample(scale_factor=3), conv()),
+        (nn.Upsample(scale_factor=2), conv(groups=2)),
+        (nn.Upsample(scale_factor=2), conv(padding_mode="replicate")),
+        (nn.Upsample(scale_factor=2), nn.Conv3d(4, 4, 3, padding=2, dilation=2)),
+        (nn.Upsample(scale_factor=2), nn.Conv3d(4, 4, 1)),
+        (nn.Upsample(scale_factor=2), nn.Conv3d(4, 4, 3, padding=1, stride=2)),
+        (conv(bias=False), nn.Conv3d(4, 4, 3, padding="same")),
+        (conv(), nn.Linear(6, 3, bias=False)),
+    ]
+    x = torch.randn(1, 4, 6, 6, 6)
+    for row in rows:
+        plain = nn.Sequential(*row)
+        lean = copy.deepcopy(plain)
+        hagan_lean.make_lean(lean)
+        assert torch.allclose(lean(x), plain(x), atol=1e-5), row

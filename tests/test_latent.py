@@ -69,7 +69,7 @@ def test_nested_choice_knows_nothing_of_the_codes_that_it_predicts():
         gains.append((best - latent.held_out_r2(z, y, None)).mean())
     z, y, _ = toy(noise=1.0)
     known = latent.held_out_r2(z, y, None)
-    assert torch.stack(gains).mean() > 0
+    assert torch.stack(gains).mean() > 0.03  # .09; 0 if a fold saw the choice of all
     assert torch.allclose(known, latent.choose_ridge(z, y)[1].amax(0), atol=0.01)  # with many codes there is nothing to gain
 
 

@@ -13,7 +13,8 @@ from medsynth_lib.evaluation.memory import ACTIVE, fake_tensors, run, tensors
 
 aten = torch.ops.aten
 MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
-WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_)  # their first argument
+WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
+WRITES_ONLY += (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
 
 
 class Work(TorchDispatchMode):
@@ -43,9 +44,10 @@ class Work(TorchDispatchMode):
         kind, flop, moved = func._overloadpacket, 0, 0
         if kind in flop_registry:
             flop = flop_registry[kind](*args, **kwargs, out_val=out)
-        if tensors(out) and not func.is_view and kind not in MOVES_NOTHING:
-            read = tensors((args[1:], kwargs) if kind in WRITES_ONLY else (args, kwargs))
-            moved = sum(map(block, [*read, *tensors(out)]))
+        if not func.is_view and kind not in MOVES_NOTHING:
+            read = args[1:] if kind in WRITES_ONLY else args, {k: v for k, v in kwargs.items() if k != "out"}
+            written = tensors(out) or tensors([args[i] for i, a in enumerate(func._schema.arguments[: len(args)]) if a.is_write])
+            moved = sum(map(block, [*tensors(read), *written])) if written else 0
         self.operations.append((self.phases[-1], str(kind), flop, moved))
         return out
 
@@ -104,6 +106,6 @@ def measured_peaks(n=1024, repeats=3):
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 
-    a, b, block = torch.rand(n, n), torch.rand(n, n), torch.rand(2**25)
-    target = torch.zeros_like(block)  # there already: a new block would be timed with its page faults
-    return 2 * n**3 / best(lambda: a @ b), 2 * block.nbytes / best(lambda: target.copy_(block))
+    a, b, much = torch.rand(n, n), torch.rand(n, n), torch.rand(2**25)
+    target = torch.zeros_like(much)  # there already: a new block would be timed with its page faults
+    return 2 * n**3 / best(lambda: a @ b), 2 * much.nbytes / best(lambda: target.copy_(much))

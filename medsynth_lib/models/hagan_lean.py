@@ -9,7 +9,8 @@
    second copy of its weights.
 3. LeakyReLU writes over its input: its output tells the sign as well.
 
-Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names.
+Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names. First derivatives only: a gradient penalty
+needs the plain form.
 """
 
 import numpy as np
@@ -31,6 +32,11 @@ SMALL = 2**18  # values of a batch: so few are not worth being cut into volumes 
 
 def on_gpu(x):
     return x.is_cuda
+
+
+def like(constant, x):
+    """A constant in the precision and on the device of x, for which a GPU is not waited for."""
+    return constant.to(x, non_blocking=True)
 
 
 class NormReLU(nn.GroupNorm):
@@ -179,7 +185,7 @@ def as_in_autocast(x):
     """x in autocast's precision where that is on."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return x.to(torch.get_autocast_dtype(device)) if on else x
+    return x.to(torch.get_autocast_dtype(device)) if on and x.dtype != torch.float64 else x
 
 
 class ConvolveFunction(torch.autograd.Function):
@@ -228,10 +234,11 @@ class LinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
         return (
             grad @ weight.to(grad.dtype) if for_x else None,
-            (grad.T @ x).to(weight.dtype) if for_weight else None,
-            grad.sum(0).to(weight.dtype) if for_bias else None,
+            (rows.T @ x.flatten(0, -2)).to(weight.dtype) if for_weight else None,
+            rows.sum(0).to(weight.dtype) if for_bias else None,
         )
 
 
@@ -255,7 +262,9 @@ class Plain(Direct):
     """nearest x 2 and conv3 as they are, but for the up-sampled tensor, which is not kept."""
 
     def forward(self, x, weight, bias):
-        return super().forward(F.interpolate(x, scale_factor=2), weight, bias)
+        with torch.autocast(x.device.type, enabled=False):  # it would make the largest tensor in single precision
+            x = F.interpolate(x, scale_factor=2)
+        return super().forward(x, weight, bias)
 
     def backward(self, grad, x, weight, needs):
         x_grad, *others = super().backward(grad, F.interpolate(x, scale_factor=2), weight, needs)
@@ -268,7 +277,7 @@ class Transposed(Direct):
     transposed = True
 
     def expand(self, weight):
-        return (weight.flatten(2) @ EXPAND.to(weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
+        return (weight.flatten(2) @ like(EXPAND, weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
 
     def forward(self, x, weight, bias):
         return super().forward(x, self.expand(weight), bias)
@@ -276,7 +285,7 @@ class Transposed(Direct):
     def backward(self, grad, x, weight, needs):
         x, kernel, bias = super().backward(grad, x, self.expand(weight), needs)
         if kernel is not None:
-            kernel = (kernel.transpose(0, 1).flatten(2) @ EXPAND.to(kernel)).unflatten(2, (3, 3, 3))
+            kernel = (kernel.transpose(0, 1).flatten(2) @ like(EXPAND, kernel)).unflatten(2, (3, 3, 3))
         return x, kernel, bias
 
 
@@ -287,7 +296,7 @@ class Phases(Transposed):
     """
 
     def forward(self, x, weight, bias):
-        kernel = (weight.flatten(2) @ PHASES.to(weight).T).unflatten(2, (8, 2, 2, 2)).transpose(1, 2).flatten(0, 1)
+        kernel = (weight.flatten(2) @ like(PHASES, weight).T).unflatten(2, (8, 2, 2, 2)).transpose(1, 2).flatten(0, 1)
         phases = torch.conv3d(x, kernel.to(x.dtype), bias.repeat_interleave(8), padding=1).unflatten(1, (-1, 2, 2, 2))
         (b, _, d, h, w), channels = x.shape, len(weight)
         y = x.new_empty(b, channels, d, 2, h, 2, w, 2)
@@ -401,10 +410,20 @@ def neighbours(network):
             yield parent, name, first, after, second
 
 
+def ordinary(module):
+    """Whether a module is a Conv3d or Linear that the lean ones equal: with a bias; not grouped, not dilated, zeros around."""
+    if module.__class__ is nn.Linear:
+        return module.bias is not None
+    usual = type(module) is nn.Conv3d and module.bias is not None and not isinstance(module.padding, str)
+    return usual and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1, 1), "zeros")
+
+
 def fuse_up_sampling(network):
-    """Lever 1, in place, wherever a convolution follows on nearest x 2: for any network."""
+    """Lever 1, in place, wherever a 3-tap convolution follows on nearest x 2."""
+    ones = (1, 1, 1)
     for parent, name, first, _, second in neighbours(network):
-        if isinstance(first, nn.Upsample) and type(second) is nn.Conv3d:
+        doubles = isinstance(first, nn.Upsample) and (first.mode, first.scale_factor) == ("nearest", 2)
+        if doubles and ordinary(second) and (second.kernel_size, second.stride, second.padding) == ((3, 3, 3), ones, ones):
             setattr(parent, name, nn.Identity())
             second.__class__ = UpConv3d
 
@@ -416,9 +435,7 @@ def store_less(network):
             setattr(parent, after, nn.Identity())
             first.__class__ = NormReLU
     for module in network.modules():
-        if type(module) is nn.Conv3d:
-            module.__class__ = Conv3d
-        elif type(module) is nn.Linear:
-            module.__class__ = Linear
+        if ordinary(module):
+            module.__class__ = {nn.Conv3d: Conv3d, nn.Linear: Linear}[type(module)]
         elif isinstance(module, nn.LeakyReLU):
             module.inplace = True

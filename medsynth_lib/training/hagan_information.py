@@ -48,7 +48,7 @@ class Posterior(nn.Module):
 
     def forward(self, x):
         mean, log_variance = self.layers(x).chunk(2, 1)
-        return mean, log_variance.clamp(-4, 2)
+        return mean, 3 * torch.tanh((log_variance + 1) / 3) - 1  # from -4 to 2, with a way back from the ends
 
 
 def fit_posterior(q, x, measures, steps, batch_size=32, rate=0.002, seed=0):
