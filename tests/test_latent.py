@@ -7,10 +7,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from medsynth_lib.course.hagan import brain_mask
+from medsynth_lib.course.latent import Domain
 from medsynth_lib.display.latent import LatentView, explore_latent, walk_figure
 from medsynth_lib.evaluation import latent
 from medsynth_lib.models.hagan import networks
@@ -357,3 +360,22 @@ def test_walk_figure_shows_the_slice_with_the_largest_mask():
     figure = walk_figure(rows, torch.ones(3), (0, 1), "lime", "t", ["start"], one_slice=True)
     assert figure.axes[1].images[0].get_array().min() == 1 and figure.axes[0].get_title() == "start"
     plt.close("all")
+
+
+def test_equal_codes_are_measured_once(monkeypatch):
+    """Three walks of five doses from two starts share what they start from: 2 + 3 x 2 x 4 volumes, in the right places."""
+    domain, seen = Domain("ct", {}, "toy", {}, 32, torch.ones(3)), []
+
+    def measured(volumes):
+        seen.append(len(volumes))
+        return pd.DataFrame(volumes.numpy(), columns=domain.names)
+
+    monkeypatch.setattr(Domain, "generate", lambda self, z: z @ torch.arange(24.0).view(6, 4))
+    monkeypatch.setattr(Domain, "measured", lambda self, volumes: measured(volumes))
+    domain.population = pd.DataFrame(np.random.default_rng(0).normal(3, 2, (9, 4)), columns=domain.names)
+    z, directions = (torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in (2, 3))
+    codes = z[:, None] + DOSES[:, None] * directions[:, None, None]  # (3, 2, 5, 6)
+    found = domain.measured_codes(codes)
+    volumes = codes.flatten(0, -2) @ torch.arange(24.0).view(6, 4)
+    wanted = domain.standardised(pd.DataFrame(volumes.numpy(), columns=domain.names))
+    assert sum(seen) == 2 + 3 * 2 * 4 and torch.allclose(found, wanted.view(3, 2, 5, 4), atol=1e-4)

@@ -34,6 +34,7 @@ from medsynth_lib.evaluation.memory import (
 )
 from medsynth_lib.evaluation.work import Work, attainable, by_phase, least_seconds, operations
 from medsynth_lib.models import hagan_lean
+from medsynth_lib.models.hagan import spectral_norm
 from medsynth_lib.training.hagan import HAGAN as HAGANAlgorithm
 from medsynth_lib.training.hagan import PAPER
 
@@ -193,6 +194,23 @@ def test_activations_in_autocast(precision):
     report = account(make)
     assert report.timeline["activations"].max() == single + ONE + (half if precision == "bf16 autocast" else 0)
     assert report.parts["parameters"] == FLOAT * (2 * 8 * 27 + 8 + 1 + 2 * 8)
+
+
+def test_single_precision_of_a_gpus_autocast():
+    """Operations that a GPU's autocast makes in single precision, as functions and as methods; others stay in half."""
+
+    class Network(nn.Module):
+        def forward(self, x):
+            x = x.bfloat16()
+            assert (2 * x).dtype == torch.bfloat16
+            found = x.softmax(1), torch.softmax(x, 1), nn.functional.softmax(x, 1), x**2, x.exp(), x.abs().rsqrt(), x.sum()
+            assert all(v.dtype == torch.float32 for v in found)
+            return x
+
+    network = Network()
+    network.weight = nn.Parameter(torch.ones(1))
+    memory.set_precision(network, "bf16 autocast")
+    assert network(torch.rand(2, 3)).dtype == torch.float32
 
 
 def test_views_count_once_and_in_place_operations_nothing():
@@ -469,6 +487,25 @@ def test_advice_halves_the_share_that_is_trained_on(plain_plan, build, given, pr
     assert f"  64^3, batch 1, fp32, sub-volume {proposed}" in settings
 
 
+def test_advice_on_a_builder_that_must_be_given_a_share(plain_plan):
+    def build(size, sub_volume):
+        return small_hagan(size, sub_volume)
+
+    assert "sub-volume 0.5" in memory.advice(torch.OutOfMemoryError("CUDA out of memory"), build, Setting(64), memory=2**30)
+
+
+def test_no_block_with_spectral_norm_is_checkpointed():
+    """A second forward pass would move its state once more than the plain step does."""
+
+    class Block(nn.Module):
+        def __init__(self, conv):
+            super().__init__()
+            self.conv = conv
+
+    network = nn.Sequential(Block(spectral_norm(nn.Conv3d(1, 4, 3))), Block(nn.Conv3d(4, 1, 3)))
+    assert memory.checkpoint_blocks(network) == 1
+
+
 class Data(list):
     contract = type("Contract", (), {"require": lambda self, other: None})()
 
@@ -583,6 +620,27 @@ def test_bytes_of_a_copy_of_zeros_and_of_an_expanded_tensor():
 
     moved = by_phase(operations(lambda: Training(step, {}, {}, {})))["bytes"].to_dict()
     assert moved == {"copy": 2 * 400, "copy of a row": 40 + 400, "zero": 400, "add": 40 + 2 * 400}
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_bytes_of_operations_on_lists_and_of_given_outputs(foreach):
+    """`_foreach` operations return nothing, and what is only written into is not read."""
+    x, y, out = torch.rand(10, 10), torch.rand(10, 10), torch.empty(10, 10)
+
+    def step():
+        with phase("into"):
+            torch.add(x, y, out=out)
+        with phase("lists"):
+            if foreach:
+                torch._foreach_mul_([x, y], 2.0)
+            else:
+                x.mul_(2.0)
+                y.mul_(2.0)
+        with phase("like"):
+            return torch.zeros_like(x)
+
+    moved = by_phase(operations(lambda: Training(step, {}, {}, {})))["bytes"].to_dict()
+    assert moved == {"into": 3 * 400, "lists": 4 * 400, "like": 400}
 
 
 def test_the_step_that_is_counted_has_its_optimisers_state():

@@ -88,9 +88,13 @@ class Domain:
         return {name: torch.from_numpy(masks[name.removeprefix("log ")]) for name in self.names}
 
     def measured_codes(self, z, batch=8):
-        """Standardised factors (..., k) measured in the volumes of codes (..., d), a few volumes in memory at a time."""
-        tables = [self.measured(self.generate(part)) for part in z.flatten(0, -2).split(batch)]
-        return self.standardised(pd.concat(tables)).unflatten(0, z.shape[:-1])
+        """Standardised factors (..., k) measured in the volumes of codes (..., d), a few volumes in memory at a time.
+
+        Equal codes, such as the one at which many walks start, are measured once.
+        """
+        codes, which = z.flatten(0, -2).unique(dim=0, return_inverse=True)
+        tables = [self.measured(self.generate(part)) for part in codes.split(batch)]
+        return self.standardised(pd.concat(tables))[which].unflatten(0, z.shape[:-1])
 
     def codes(self, cubes, batch=8):
         """Codes (n, d) of a list of volumes (1, S, S, S) by the encoder."""
