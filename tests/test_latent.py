@@ -243,6 +243,18 @@ def test_fitting_the_posterior_finds_what_volumes_know_of_a_measurement():
     assert abs(scores["true"] - truth) < 0.06 and abs(scores["shuffled"]) < 0.06
 
 
+def test_a_posterior_that_is_too_sure_finds_its_way_back():
+    """Between -4 and 2, and with a gradient at both ends."""
+    q = Posterior(1, width=2)
+    with torch.no_grad():
+        q.layers[-1].weight.zero_()
+        q.layers[-1].bias.copy_(torch.tensor([0.0, -6.0]))
+    mean, log_variance = q(torch.rand(1, 1, 8, 8, 8))
+    assert -4 < log_variance < -3
+    information_bound(torch.tensor([[3.0]]), mean, log_variance).backward()
+    assert q.layers[-1].bias.grad[1] > 1  # uphill: less sure
+
+
 def test_specks_are_no_brain():
     cube = torch.full((1, 6, 6, 6), -1.0)
     assert not brain_mask(cube).any()

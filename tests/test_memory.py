@@ -203,7 +203,8 @@ def test_single_precision_of_a_gpus_autocast():
         def forward(self, x):
             x = x.bfloat16()
             assert (2 * x).dtype == torch.bfloat16
-            found = x.softmax(1), torch.softmax(x, 1), nn.functional.softmax(x, 1), x**2, x.exp(), x.abs().rsqrt(), x.sum()
+            found = [x.softmax(1), torch.softmax(x, 1), nn.functional.softmax(x, 1)]
+            found += [x**2, 2**x, 1 / x, x.exp(), x.rsqrt(), x.log1p()]
             assert all(v.dtype == torch.float32 for v in found)
             return x
 
@@ -491,7 +492,12 @@ def test_advice_on_a_builder_that_must_be_given_a_share(plain_plan):
     def build(size, sub_volume):
         return small_hagan(size, sub_volume)
 
-    assert "sub-volume 0.5" in memory.advice(torch.OutOfMemoryError("CUDA out of memory"), build, Setting(64), memory=2**30)
+    def build_any(size, sub_volume=None):
+        return small_hagan(size, sub_volume or 0.5)
+
+    for builder in (build, build_any):
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        assert "sub-volume 0.5" in memory.advice(error, builder, Setting(64), memory=2**30)
 
 
 def test_no_block_with_spectral_norm_is_checkpointed():
@@ -504,6 +510,15 @@ def test_no_block_with_spectral_norm_is_checkpointed():
 
     network = nn.Sequential(Block(spectral_norm(nn.Conv3d(1, 4, 3))), Block(nn.Conv3d(4, 1, 3)))
     assert memory.checkpoint_blocks(network) == 1
+    pair = nn.Sequential(Block(spectral_norm(nn.Conv3d(1, 1, 1))), Block(nn.Conv3d(1, 1, 1)))
+    assert memory.checkpoint_blocks(Block(pair)) == 1
+
+
+def test_the_largest_layer_is_a_layer():
+    """Adam's temporaries are the most here, and belong to none."""
+    network = nn.Sequential(nn.Linear(8, 400), nn.Linear(400, 400), nn.Linear(400, 8))
+    report = account(lambda: trained(network, torch.rand(2, 8)))
+    assert report.layers["temporaries"].idxmax() == memory.OPTIMISER and report.largest_layer().startswith("net")
 
 
 class Data(list):

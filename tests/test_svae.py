@@ -15,6 +15,7 @@ from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_w
 from medsynth_lib.evaluation.slice_model import SliceModel
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
 from medsynth_lib.models.svae import VAE, Conv3d, Decoder, Encoder, widths
+from medsynth_lib.training.loop import NonFiniteLoss
 from medsynth_lib.training.svae import (
     SliceVAE,
     choose,
@@ -371,13 +372,45 @@ def test_scores_are_of_the_slices_that_a_model_knows():
     assert torch.equal(real[..., 2:], held_out[:, 0, ..., :6]) and not real[..., :2].any()
     errors = (t1.mean(0) - held_out)[masks & (torch.arange(12) < 6)]
     assert np.isclose(row["mean_head"], -10 * np.log10(errors.square().mean()), atol=1e-4)
+    assert np.isclose(row["real_coherence"], neighbour_correlation(real))
+    assert np.isclose(row["coherence"], neighbour_correlation(drawn))
+    with torch.no_grad():
+        again = [vae.decoder(vae.encoder(v[0, ..., :6].movedim(-1, 0)[:, None])[0])[:, 0].movedim(0, -1) for v in held_out]
+    errors = (torch.stack(again) - held_out[:, 0, ..., :6])[masks[:, 0, ..., :6]]
+    assert np.isclose(row["psnr"], -10 * np.log10(errors.square().mean()), atol=1e-3)  # in evaluation mode slices are alone
+    assert 0 < row["floor"] and row["distance"] != row["floor"]
     none = vae_study.known_slices(vae, recipe, t1, held_out, masks & (torch.arange(12) >= 6))[0]
     assert np.isnan(list(none.values())).all() and none.keys() == row.keys()
+
+
+def test_spread_of_codes_is_of_all_slices():
+    torch.manual_seed(0)
+    vae, held_out = VAE(16, width=16).eval(), torch.rand(2, 1, 16, 16, 16)
+    found = vae_study.spread_of_codes(vae, RECIPE | dict(slices="first 4"), held_out)
+    with torch.no_grad():
+        mean, log_variance = vae.encoder(held_out[:, 0].movedim(-1, 1).flatten(0, 1)[:, None])
+    q = Normal(mean, (log_variance / 2).exp())
+    assert np.isclose(found["kl"], kl_divergence(q, Normal(0.0, 1.0)).flatten(1).sum(1).mean(), rtol=1e-4)
+    assert np.isclose(found["sigma"], q.stddev.mean(), rtol=1e-5)
+
+
+def test_a_training_that_diverges_leaves_a_row(tmp_path, monkeypatch):
+    def diverge(*_):
+        raise NonFiniteLoss("loss is nan at step 3")
+
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    monkeypatch.setattr(vae_study, "notebooks_folder", lambda: tmp_path)
+    monkeypatch.setattr(vae_study, "train_short", diverge)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    assert vae_study.run_cell("quick", "all", 0) and not vae_study.run_cell("quick", "all", 0)
+    row = vae_study.finished(load_settings("03", "quick"), "all", 0)
+    assert np.isnan(row["psnr"]) and "step 3" in row["note"]
 
 
 def test_longer_trainings_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
     monkeypatch.setattr(vae_study, "notebooks_folder", lambda: tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     (tmp_path / "sweeps").mkdir(exist_ok=True)
     monkeypatch.setattr(vae_study, "known_slices", lambda *a: ({"psnr": 1.0}, None, None))
     monkeypatch.setattr(vae_study, "spread_of_codes", lambda *a: {"kl": 2.0})

@@ -2,7 +2,7 @@
 
     python -m medsynth_lib.course vae-sweep --jobs 2        # hours on a CPU; resumable, a cell a case and a seed
 
-The merged table is committed (`RESULTS`); what it lacks, the lesson calls 'not run'.
+The merged table of profile lesson is `RESULTS` in the notebook folder. It was not run yet.
 """
 
 import hashlib
@@ -21,12 +21,14 @@ from medsynth_lib.course.artefacts import default_fabric
 from medsynth_lib.course.data import lesson_contract, lesson_manifest, volumes
 from medsynth_lib.course.profiles import load_settings, notebooks_folder
 from medsynth_lib.course.sweep import device_name
+from medsynth_lib.data.simulate import describe
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel, decode_volumes, mean_codes, reconstruct
 from medsynth_lib.files import atomic, cache_folder
 from medsynth_lib.training import svae
-from medsynth_lib.training.loop import fit
+from medsynth_lib.training.loop import NonFiniteLoss, fit
 
+VERSION = 1  # raise when scores or trainings below change: rows of another version are not reused
 RESULTS = "sweeps/svae.csv"  # in the notebook folder
 SITE = "SIMA"
 
@@ -95,9 +97,10 @@ def cases(settings):
 def cell_key(settings, case, seed):
     """Eight hexadecimal digits that change with the data, the training of a case and the mathematics."""
     changes, times = cases(settings)[case]
-    recipe = short_recipe(settings, seed, **changes) | dict(steps=times * settings.sweep_steps)
-    data = {k: getattr(settings, k) for k in ("counts", "shape", "spacing", "size", "normalisation")}
-    return hashlib.sha256(json.dumps([svae.VERSION, data, recipe], sort_keys=True).encode()).hexdigest()[:8]
+    recipe = short_recipe(settings, seed, **changes) | dict(steps=times * settings.sweep_steps, validate_every=0)
+    data = [settings.counts, settings.size, settings.normalisation]
+    data.append(describe(tuple(settings.shape), settings.spacing, True))
+    return hashlib.sha256(json.dumps([VERSION, svae.VERSION, data, recipe], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cell_path(settings, case, seed):
@@ -126,10 +129,14 @@ def run_cell(profile, case, seed):
     train, tune = (volumes(frame, contract, SITE, split).preload() for split in ("train", "tune"))
     changes, times = cases(settings)[case]
     recipe, steps = short_recipe(settings, seed, **changes), times * settings.sweep_steps
-    vae, last = train_short(recipe, train, tune, steps)
     t1, held_out = (torch.stack([sample["y"] for sample in data]) for data in (train, tune))
-    scores = known_slices(vae, recipe, t1, held_out, torch.stack([sample["mask"] for sample in tune]))[0]
-    scores |= spread_of_codes(vae, recipe, held_out)
+    try:
+        vae, _ = train_short(recipe, train, tune, steps)
+    except NonFiniteLoss as error:  # the same at the next attempt: a row without scores
+        scores = dict(psnr=np.nan, note=str(error))
+    else:
+        scores = known_slices(vae, recipe, t1, held_out, torch.stack([sample["mask"] for sample in tune]))[0]
+        scores |= spread_of_codes(vae, recipe, held_out)
     about = dict(case=case, seed=seed, steps=steps, device=device_name(), date=datetime.now(UTC).date().isoformat())
     about["key"] = cell_key(settings, case, seed)
     with atomic(cell_path(settings, case, seed)) as temporary:
@@ -141,8 +148,8 @@ def run_cell(profile, case, seed):
 @torch.no_grad()
 def spread_of_codes(vae, recipe, held_out):
     """KL(q || N(0, I)) a slice in nats and the mean posterior standard deviation, over all slices of held-out heads."""
-    device = next(vae.parameters()).device
-    codes = [vae.encoder(svae.images(v[None], recipe).to(device)) for v in held_out]
+    device, whole = next(vae.parameters()).device, recipe | dict(slices="all")
+    codes = [vae.encoder(svae.images(v[None], whole).to(device)) for v in held_out]
     kl = np.mean([float(svae.gaussian_kl(*q).flatten(1).sum(1).mean()) for q in codes])
     return dict(kl=kl, sigma=np.mean([float((log_variance / 2).exp().mean()) for _, log_variance in codes]))
 
@@ -172,6 +179,7 @@ def main(arguments):
             done = sum(pool.map(run_cell, *zip(*cells, strict=True)))
     except KeyboardInterrupt:
         print("stopped; finished trainings are kept, the same command goes on", file=sys.stderr)
+        merge(settings, arguments.profile)
         return 130
     print(f"{done} trainings; {len(merge(settings, arguments.profile))} rows in the table")
     return 0

@@ -48,7 +48,8 @@ def least_squares(z, y, ridge=0.0):
 
 def held_out_r2(z, y, ridge=0.0, folds=5, seed=0):
     """R^2 (k) of predictions for codes that were left out of the fit; at most 1, below 0 where the mean of all predicts better.
-    (That mean knows the codes that are left out. Of factors that have nothing to do with codes, R^2 is a little below 0.)
+    (That mean knows the codes that are left out: of factors that have nothing to do with codes, R^2 is a little below 0 with
+    ridge None, and far below without a ridge where people are hardly more than the elements of a code.)
 
     ridge: as in `least_squares`; None chooses it anew for each fold, from the other folds alone, so that no code helps to choose
     the ridge by which it is predicted.

@@ -42,6 +42,7 @@ PARTS = ("parameters", "gradients", "optimiser state", "activations", "temporari
 MIB, GIB = 2**20, 2**30
 FORWARD, AGAIN, BACKWARD = range(3)
 OUTSIDE = "(outside any layer)"  # made in no named module's forward pass, nor in its backward pass: inputs, second derivatives
+OPTIMISER = "optimiser step"
 TIGHT = 0.8  # of a card: the paper's card held up to 22 % more than `on_a_card` says (Table VIII at 128 and 256)
 ACTIVE = []  # the accounts that `phase` speaks to
 
@@ -74,7 +75,7 @@ class Account(TorchDispatchMode):
         self.handles = [
             hooks.register_module_forward_pre_hook(lambda m, _: self.layers.append(self.names.get(m, self.layers[-1]))),
             hooks.register_module_forward_hook(leave, always_call=True),
-            register_optimizer_step_pre_hook(lambda *_: self.layers.append("optimiser step")),
+            register_optimizer_step_pre_hook(lambda *_: self.layers.append(OPTIMISER)),
             register_optimizer_step_post_hook(leave),
         ]
         ACTIVE.append(self)
@@ -248,8 +249,8 @@ class Report:
 
     def largest_layer(self):
         """The row of ``layers`` that holds most activations and temporaries, added; no row that is no layer."""
-        layers = self.layers.drop(index=OUTSIDE, errors="ignore")
-        return (layers["activations"] + layers["temporaries"]).idxmax()
+        layers = self.layers.drop(index=[OUTSIDE, OPTIMISER], errors="ignore")
+        return (layers["activations"] + layers["temporaries"]).idxmax() if len(layers) else OUTSIDE
 
     def __str__(self):
         parts = ", ".join(f"{name} {size / MIB:.0f}" for name, size in self.parts.items())
@@ -361,8 +362,9 @@ CONTEXT, SLACK = (
     1.15,
 )  # assumed: the GPU's context and libraries; workspaces and gaps in the allocator, as a factor
 PRECISIONS = ("fp32", "bf16 autocast", "16-bit")
-POWERS = ("exp", "log", "pow", "rsqrt", "reciprocal", "softmax", "log_softmax", "cumsum", "prod", "sum")
-FP32_ON_GPU = {F.interpolate, F.group_norm, F.layer_norm, F.softplus, F.softmax, F.log_softmax, torch.Tensor.__pow__}
+POWERS = ("exp", "log", "log1p", "pow", "rsqrt", "reciprocal", "softmax", "log_softmax", "logsumexp", "cumsum", "cumprod")
+FP32_ON_GPU = {F.interpolate, F.group_norm, F.layer_norm, F.softplus, F.softmax, F.log_softmax, F.cosine_similarity}
+FP32_ON_GPU |= {torch.Tensor.__pow__, torch.Tensor.__rpow__, torch.Tensor.__rdiv__}
 FP32_ON_GPU |= {getattr(place, name) for place in (torch, torch.Tensor) for name in POWERS}
 
 
@@ -565,8 +567,8 @@ class AutocastOfGPU(TorchFunctionMode):
 def checkpoint_blocks(network):
     """Checkpoint the outermost blocks of a network, in place, and return how many there are.
 
-    A block holds layers and is not a mere list of blocks. Modules with parametrisations are none, and no part of one: spectral
-    norm changes its state at every forward pass, and a second one would not repeat the first.
+    A block holds layers and is not a mere list of blocks. What holds a module with a parametrisation is none: spectral norm of
+    that kind changes its state at every forward pass, and a second one would not repeat the first. Its other parts can be some.
     """
     blocks = [
         child for child in network.children() if list(child.children()) and not parametrize.is_parametrized(child)
@@ -576,7 +578,9 @@ def checkpoint_blocks(network):
         is_list = type(block) in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         if is_list and any(map(list, map(nn.Module.children, block.children()))):
             count += checkpoint_blocks(block)
-        elif not any(map(parametrize.is_parametrized, block.modules())):
+        elif any(map(parametrize.is_parametrized, block.modules())):
+            count += checkpoint_blocks(block)
+        else:
             both = lambda: (contextlib.nullcontext(), AutocastOfGPU())  # noqa: E731 - the second pass is not in `set_precision`'s
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=both)
             count += 1
@@ -630,7 +634,7 @@ def advice(error, build, setting, memory, others=(), peaks=(), **task):
     levers += [] if setting.checkpointing else [replace(setting, checkpointing=True)]
     levers += [replace(setting, precision="bf16 autocast")] if setting.precision == "fp32" else []
     own = inspect.signature(build).parameters.get("sub_volume")  # the network's own share, which it takes if it is given none
-    share = setting.sub_volume or (own.default if own and own.default is not own.empty else 1.0)
+    share = setting.sub_volume or (own.default if own and isinstance(own.default, float | int) else 1.0)
     levers += [replace(setting, sub_volume=share / 2)]
     levers += [replace(setting, size=setting.size // 2)] if setting.size else []
     lines, known = [], dict(peaks)

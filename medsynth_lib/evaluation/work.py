@@ -15,6 +15,7 @@ aten = torch.ops.aten
 MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
 WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
 WRITES_ONLY += (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
+WRITES_ONLY += (aten.new_zeros, aten.new_ones, aten.new_full, aten._foreach_zero_, aten._foreach_copy_)
 
 
 class Work(TorchDispatchMode):

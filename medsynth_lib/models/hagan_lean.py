@@ -234,10 +234,10 @@ class LinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         return (
             grad @ weight.to(grad.dtype) if for_x else None,
-            (rows.T @ x.flatten(0, -2)).to(weight.dtype) if for_weight else None,
+            (rows.T @ x.reshape(-1, x.shape[-1])).to(weight.dtype) if for_weight else None,
             rows.sum(0).to(weight.dtype) if for_bias else None,
         )
 
