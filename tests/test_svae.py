@@ -415,6 +415,7 @@ def test_longer_trainings_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_study, "known_slices", lambda *a: ({"psnr": 1.0}, None, None))
     monkeypatch.setattr(vae_study, "spread_of_codes", lambda *a: {"kl": 2.0})
     settings, trained = load_settings("03", "quick"), []
+    assert vae_study.merge(settings, "lesson").empty and vae_study.load().empty  # stopped before the first was done
 
     def train(recipe, train, tune, steps):
         trained.append((recipe["loss"], recipe["slices"], steps))

@@ -128,17 +128,24 @@ def gap_closed(means, column="psnr_t", low="continued training", high="supervise
     return (values - values.loc[low]) / (values.loc[high] - values.loc[low])
 
 
+def in_processes(run, cells, jobs):
+    """Sum of what ``run`` returns for cells (tuples of its arguments), in several processes; None, with a word, after Ctrl-C."""
+    try:
+        with ProcessPoolExecutor(jobs) as pool:
+            return sum(pool.map(run, *zip(*cells, strict=True)))
+    except KeyboardInterrupt:
+        print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
+        return None
+
+
 def main(arguments):
     """Command `sweep`: run what is missing, then merge; 0, or 130 after Ctrl-C (what is done stays)."""
     settings = load_settings("04", arguments.profile)
     groups = list(cells(settings, arguments.only).items())
     part, parts = map(int, arguments.part.split("/"))
     groups = [(arguments.profile, *key, methods) for key, methods in groups[part - 1 :: parts]]
-    try:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
-            done = sum(pool.map(run_group, *zip(*groups, strict=True)))
-    except KeyboardInterrupt:
-        print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
+    done = in_processes(run_group, groups, arguments.jobs)
+    if done is None:
         return 130
     print(f"{done} cells run; {len(merge(settings, arguments.profile))} rows in {results_file(arguments.profile)}")
     return 0

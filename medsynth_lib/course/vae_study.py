@@ -7,9 +7,7 @@ The merged table of profile lesson is `RESULTS` in the notebook folder. It was n
 
 import hashlib
 import json
-import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -20,7 +18,7 @@ import torch
 from medsynth_lib.course.artefacts import default_fabric
 from medsynth_lib.course.data import lesson_contract, lesson_manifest, volumes
 from medsynth_lib.course.profiles import load_settings, notebooks_folder
-from medsynth_lib.course.sweep import device_name
+from medsynth_lib.course.sweep import device_name, in_processes
 from medsynth_lib.data.simulate import describe
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel, decode_volumes, mean_codes, reconstruct
@@ -155,12 +153,13 @@ def spread_of_codes(vae, recipe, held_out):
 
 
 def merge(settings, profile):
-    """Put all finished trainings of these settings into one table, for `lesson` the committed one; returns it."""
+    """Put all finished trainings of these settings, if any, into one table, for `lesson` the committed one; returns it."""
     rows = [finished(settings, case, seed) for case in cases(settings) for seed in settings.sweep_seeds]
     table = pd.DataFrame([row for row in rows if row])
     path = notebooks_folder() / RESULTS if profile == "lesson" else cache_folder("sweeps") / f"svae-{profile}.csv"
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.5g")
+    if len(table):
+        with atomic(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.5g")
     return table
 
 
@@ -174,12 +173,6 @@ def main(arguments):
     """Command `vae-sweep`: train what is missing, then merge; 0, or 130 after Ctrl-C (what is done stays)."""
     settings = load_settings("03", arguments.profile)
     cells = [(arguments.profile, case, seed) for seed in settings.sweep_seeds for case in cases(settings)]
-    try:
-        with ProcessPoolExecutor(arguments.jobs) as pool:
-            done = sum(pool.map(run_cell, *zip(*cells, strict=True)))
-    except KeyboardInterrupt:
-        print("stopped; finished trainings are kept, the same command goes on", file=sys.stderr)
-        merge(settings, arguments.profile)
-        return 130
-    print(f"{done} trainings; {len(merge(settings, arguments.profile))} rows in the table")
-    return 0
+    done = in_processes(run_cell, cells, arguments.jobs)
+    print(f"{done or 0} trainings; {len(merge(settings, arguments.profile))} rows in the table")
+    return 130 if done is None else 0

@@ -362,10 +362,10 @@ CONTEXT, SLACK = (
     1.15,
 )  # assumed: the GPU's context and libraries; workspaces and gaps in the allocator, as a factor
 PRECISIONS = ("fp32", "bf16 autocast", "16-bit")
-POWERS = ("exp", "log", "log1p", "pow", "rsqrt", "reciprocal", "softmax", "log_softmax", "logsumexp", "cumsum", "cumprod")
+NAMES = ("exp", "log", "log1p", "pow", "rsqrt", "reciprocal", "softmax", "log_softmax", "logsumexp", "cumsum", "cumprod")
 FP32_ON_GPU = {F.interpolate, F.group_norm, F.layer_norm, F.softplus, F.softmax, F.log_softmax, F.cosine_similarity}
 FP32_ON_GPU |= {torch.Tensor.__pow__, torch.Tensor.__rpow__, torch.Tensor.__rdiv__}
-FP32_ON_GPU |= {getattr(place, name) for place in (torch, torch.Tensor) for name in POWERS}
+FP32_ON_GPU |= {getattr(place, name) for place in (torch, torch.Tensor) for name in NAMES}
 
 
 @dataclass(frozen=True)

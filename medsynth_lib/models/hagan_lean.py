@@ -144,8 +144,8 @@ def in_few_steps(grad, x, y, weight, mean, scale, groups, needs):
     if g.dtype == single:
         g.mul_(on_g).addcmul_(y, on_y).add_(constant)
     else:  # in half precision one volume after the other is made in single precision
-        for a, b, *factors in zip(g, y, on_g, on_y, constant, strict=True):
-            a.copy_((a * factors[0]).addcmul_(b, factors[1]).add_(factors[2]))
+        for g_1, y_1, on_g_1, on_y_1, constant_1 in zip(g, y, on_g, on_y, constant, strict=True):
+            g_1.copy_((g_1 * on_g_1).addcmul_(y_1, on_y_1).add_(constant_1))
     return g, *(v.sum(0) if needed else None for v, needed in zip((product, total), needs[1:], strict=True))
 
 
@@ -412,7 +412,7 @@ def neighbours(network):
 
 def ordinary(module):
     """Whether a module is a Conv3d or Linear that the lean ones equal: with a bias; not grouped, not dilated, zeros around."""
-    if module.__class__ is nn.Linear:
+    if type(module) is nn.Linear:
         return module.bias is not None
     usual = type(module) is nn.Conv3d and module.bias is not None and not isinstance(module.padding, str)
     return usual and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1, 1), "zeros")
