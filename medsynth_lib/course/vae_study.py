@@ -2,7 +2,7 @@
 
     python -m medsynth_lib.course vae-sweep --jobs 2        # hours on a CPU; resumable, a cell a case and a seed
 
-The merged table of profile lesson is `RESULTS` in the notebook folder. It was not run yet.
+The merged table of profile lesson is `RESULTS` in the notebook folder; not all of its trainings were run.
 """
 
 import hashlib
