@@ -462,7 +462,7 @@ METHODS |= FIG_4B
 
 
 def planned(target):
-    """Names of the rows of a comparison with this target, in order: Fig. 4b is drawn from A to B alone."""
+    """Names of the rows of a comparison with this target, in order; those of Fig. 4b where it is SIMB."""
     return [m for m in METHODS if m not in FIG_4B or target == "SIMB"]
 
 
