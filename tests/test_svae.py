@@ -434,3 +434,16 @@ def test_longer_trainings_are_not_repeated(tmp_path, monkeypatch):
     assert not vae_study.run_cell("quick", last, 0) and len(trained) == 2  # the committed table counts, too
     assert len(vae_study.merge(settings, "lesson")) == 2
     assert vae_study.finished(load_settings("03", "quick", {"sweep_steps": 3}), last, 0) is None
+
+
+def test_the_committed_trainings_are_of_todays_settings():
+    """No row twice, none of other settings; what lesson 03 compares over B has every seed."""
+    table, settings = vae_study.load(), load_settings("03", "lesson")
+    assert not table.duplicated(["case", "seed"]).any()
+    keys = [vae_study.cell_key(settings, case, seed) for case, seed in zip(table["case"], table["seed"], strict=True)]
+    assert list(table["key"]) == keys and (table["steps"] == settings.sweep_steps).all()
+    seeds = table.groupby("case")["seed"].nunique()
+    least, *larger = (b for b in settings.batch_sizes if b < settings.svae["size"])
+    compared = ["all", f"spread {least}", *(f"{how} {b}" for how in ("first", "spread") for b in larger)]
+    assert (seeds[compared] == len(settings.sweep_seeds)).all()
+    assert table.set_index("case").loc[compared, ["psnr", "mean_head", "distance", "coherence"]].notna().all().all()
