@@ -59,6 +59,23 @@ def test_rho_zero_is_continued_training_to_the_bit(parts):
     assert torch.equal(weights(adapted), weights(plain))
 
 
+def test_rho_zero_in_paper_is_a_second_update_on_nothing(parts):
+    """Its control: the latent loss times 0 on the same Adam, without encoder and target; and not continued training."""
+    generator, _, _, batch = parts
+    control = Adaptation(RECIPE | dict(profile="paper"), copy.deepcopy(generator))
+    twin, continued = copy.deepcopy(generator), adaptation(parts)
+    adam = torch.optim.Adam(twin.parameters(), 1e-3, (0.5, 0.999))
+    for _ in range(3):
+        assert set(control.step(batch)) == {"l1"}
+        continued.step(batch)
+        for weight in (1, 0):
+            adam.zero_grad()
+            (weight * l1_loss(twin(batch["x"]), batch["y"])).backward()
+            adam.step()
+    assert torch.equal(weights(control), torch.cat([p.detach().flatten() for p in twin.parameters()]))
+    assert not torch.allclose(weights(control), weights(continued), atol=1e-4)
+
+
 def test_the_latent_gradient_has_rho_times_the_supervised_norm(parts):
     generator, _, _, batch = parts
     algorithm = adaptation(parts, rho=0.3)

@@ -55,7 +55,7 @@ def cells(settings, only=""):
     """(source, target, seed) -> methods, in the order of running; ``only``: comma-separated parts of methods' names."""
     parts = [part.strip().lower() for part in only.split(",")]
     keys = [(f"SIM{d[0]}", f"SIM{d[1]}", seed) for d, seed in itertools.product(settings.sweep_directions, settings.sweep_seeds)]
-    return {key: [m for m in uda.planned(key[1]) if any(part in m.lower() for part in parts)] for key in keys}
+    return {key: [m for m in uda.planned(*key[:2]) if any(part in m.lower() for part in parts)] for key in keys}
 
 
 def run_group(profile, source, target, seed, methods):

@@ -67,8 +67,8 @@ class Adaptation:
 
     - profile "fixed" (default of the course): one step on both losses, the latent gradient scaled to ``rho`` times the norm of
       the supervised one; frozen encoder in evaluation mode; every element counts. ``rho`` 0 is continued training, exactly.
-    - profile "paper": two steps on one Adam state, the second on KL alone; encoder in training mode; the largest 55 % of the
-      elements.
+    - profile "paper": two steps on one Adam state, the second on KL alone, at weight 1; encoder in training mode; the largest
+      55 % of the elements. Any ``rho`` above 0 is weight 1; at 0 the second step has a gradient of zero, and Adam moves on.
 
     ``prior`` "bank" compares with `aggregate` of all source volumes, "pair" with the one source volume of the sample.
     ``encoder``, ``svae_recipe``: a trained slice-VAE's, or None with rho 0; ``bank``: its `source_posteriors`. ``reads``: keys of
@@ -113,10 +113,11 @@ class Adaptation:
     def paper_step(self, batch):
         losses = {}
         for name, loss in (("l1", self.supervised), ("latent", self.latent)):
-            losses[name] = loss(batch)
-            self.optimisers["generator"].zero_grad(set_to_none=True)
-            self.backward(losses[name])
-            self.optimisers["generator"].step()
+            self.optimisers["generator"].zero_grad(set_to_none=False)
+            if name == "l1" or self.recipe["rho"] > 0:
+                losses[name] = loss(batch)
+                self.backward(losses[name])
+            self.optimisers["generator"].step()  # with a gradient of zero it moves, too
         return {name: loss.detach() for name, loss in losses.items()}
 
     def backward(self, loss):
