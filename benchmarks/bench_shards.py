@@ -16,10 +16,10 @@ import torch
 from common import arguments, write
 from torch.utils.data import DataLoader, Dataset
 
-from medsynth_lib.data.nifti import read_volume, write_volume
-from medsynth_lib.data.scanner import SITES, scan
-from medsynth_lib.data.shards import build
-from medsynth_lib.data.subject import make_subject
+from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.preparation.volume_cache import build
+from medsynth_lib.data.simulation.scanner import SITES, scan
+from medsynth_lib.data.simulation.subject import make_subject
 
 SECONDS = 1.0  # a measurement reads for about so long
 FIELD_MM = 192  # field of view: the brain fills a fifth of it, as in cropped data

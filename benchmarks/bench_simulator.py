@@ -5,10 +5,10 @@ import time
 import torch
 from common import arguments, median_seconds, write
 
-from medsynth_lib.data.atlas import atlas
-from medsynth_lib.data.scanner import SITES, scan
-from medsynth_lib.data.subject import make_subject
-from medsynth_lib.data.thorax import make_thorax
+from medsynth_lib.data.simulation.atlas import atlas
+from medsynth_lib.data.simulation.scanner import SITES, scan
+from medsynth_lib.data.simulation.subject import make_subject
+from medsynth_lib.data.simulation.thorax import make_thorax
 
 GRIDS = {(64, 64, 64): 3.0, (96, 96, 96): 2.0, (128, 128, 128): 1.5, (192, 192, 144): 1.0}
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from common import arguments, peak_gib, write
 
-from medsynth_lib.course.data import volumes
-from medsynth_lib.data.layouts import open_dataset
-from medsynth_lib.data.manifest import check_leaks
-from medsynth_lib.data.nifti import read_case, read_volume, write_volume
-from medsynth_lib.data.preprocess import Contract, restore
-from medsynth_lib.data.roles import site_pair, split_sites
-from medsynth_lib.data.simulate import simulated_dataset
+from medsynth_lib.data.files.layouts import open_dataset
+from medsynth_lib.data.files.manifest import check_leaks
+from medsynth_lib.data.files.nifti import read_case, read_volume, write_volume
+from medsynth_lib.data.files.selection import site_pair, split_sites
+from medsynth_lib.data.preparation.contract import Contract, restore
+from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.image import psnr
 from medsynth_lib.evaluation.synthesis import predict
+from medsynth_lib.experiments.lesson_data import volumes
 from medsynth_lib.training.loop import fit
 from medsynth_lib.training.pix2pix import Pix2Pix
 

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import torch
 from common import arguments, write
 
-from medsynth_lib.course.data import simulated_volumes
-from medsynth_lib.course.hagan import NAMES, cached_cubes, lesson_cubes, trained_hagan
-from medsynth_lib.course.profiles import load_settings
-from medsynth_lib.data.cubes import Cubes
+from medsynth_lib.data.preparation.cubes import Cubes
 from medsynth_lib.evaluation.generation import generate, nearest_neighbours
+from medsynth_lib.experiments.hagan import NAMES, cached_cubes, lesson_cubes, trained_hagan
+from medsynth_lib.experiments.lesson_data import simulated_volumes
+from medsynth_lib.settings import load_settings
 
 
 def share_nearest_to_known(lesson, modality, people, samples):

@@ -16,10 +16,10 @@ from common import arguments, write
 from lightning_fabric import Fabric
 from torch.utils.data import Subset
 
-from medsynth_lib.course.hagan import lesson_cubes
-from medsynth_lib.course.profiles import load_settings
 from medsynth_lib.evaluation.distribution import sliced_wasserstein
 from medsynth_lib.evaluation.generation import generate, pairwise_ms_ssim
+from medsynth_lib.experiments.hagan import lesson_cubes
+from medsynth_lib.settings import load_settings
 from medsynth_lib.training.hagan import HAGAN
 from medsynth_lib.training.loop import fit
 

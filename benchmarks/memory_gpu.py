@@ -3,7 +3,7 @@
     python benchmarks/memory_gpu.py
 
 HA-GAN, plain and lean, at every size, the paper's multipliers, both precisions; the four baselines; a SegResNet of MONAI. What
-does not fit is written as such. It needs a GPU; `python -m medsynth_lib.evaluation.memory` plans without one.
+does not fit is written as such. It needs a GPU; `python -m medsynth_lib.profiling.memory` plans without one.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from common import arguments, write
 from monai.networks.nets import SegResNet
 
-from medsynth_lib.evaluation.memory import BASELINES, GIB, Setting, baseline, hagan, measured, training
+from medsynth_lib.profiling.memory import BASELINES, GIB, Setting, baseline, hagan, measured, training
 
 
 def segresnet():

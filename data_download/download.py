@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from data_download import registry
 from data_download.archive import merge, unpack
-from medsynth_lib.display.headless import headless
 from medsynth_lib.files import DataError, atomic, cache_folder
+from medsynth_lib.processes import headless
 
 ATTEMPTS = 6  # without a new byte in between
 WAIT_S = 1.0  # before the second attempt; doubles each time, to at most WAIT_LIMIT_S

@@ -15,10 +15,10 @@ import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
-from medsynth_lib.data.physics import Sequence
-from medsynth_lib.data.scanner import SITES, ideal_image, scan
-from medsynth_lib.data.subject import make_subject
-from medsynth_lib.data.thorax import make_thorax
+from medsynth_lib.data.simulation.physics import Sequence
+from medsynth_lib.data.simulation.scanner import SITES, ideal_image, scan
+from medsynth_lib.data.simulation.subject import make_subject
+from medsynth_lib.data.simulation.thorax import make_thorax
 from medsynth_lib.files import DataError, atomic
 
 COARSE_MM = 4.8

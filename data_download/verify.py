@@ -12,15 +12,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from data_download import registry
-from medsynth_lib.data.cubes import CubeContract, prepare_cube
-from medsynth_lib.data.layouts import find
-from medsynth_lib.data.manifest import MODALITIES, check_leaks
-from medsynth_lib.data.nifti import grid_gap, read_case, read_header, read_volume
-from medsynth_lib.data.preprocess import Contract, prepare
-from medsynth_lib.data.ready import MAKERS
-from medsynth_lib.data.roles import has, pair_inputs, paired, require_each_split, site_pair, with_split
-from medsynth_lib.display.headless import headless
+from medsynth_lib.data.files.layouts import find
+from medsynth_lib.data.files.manifest import MODALITIES, check_leaks
+from medsynth_lib.data.files.nifti import grid_gap, read_case, read_header, read_volume
+from medsynth_lib.data.files.selection import has, pair_inputs, paired, require_each_split, site_pair, with_split
+from medsynth_lib.data.preparation.contract import Contract, prepare
+from medsynth_lib.data.preparation.cubes import CubeContract, prepare_cube
+from medsynth_lib.data.preparation.harmonise import MAKERS
 from medsynth_lib.files import DataError
+from medsynth_lib.processes import headless
 
 COARSE = dict(spacing=(4.8,) * 3, size=(40, 40, 30))  # the paper's crop in large voxels: the same checks, but faster
 

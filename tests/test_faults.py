@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from medsynth_lib.course import artefacts
-from medsynth_lib.data.simulate import simulated_dataset, simulated_thoraxes
+from medsynth_lib.data.simulation.dataset import simulated_dataset, simulated_thoraxes
+from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.files import DataError
 from medsynth_lib.training.checkpoint import load_checkpoint
 
@@ -29,7 +29,7 @@ REPO = Path(__file__).parents[1]
 COUNTS = dict(train=5, test=1)
 SCRIPT = """
 import resource, sys
-from medsynth_lib.data.simulate import simulated_dataset, simulated_thoraxes
+from medsynth_lib.data.simulation.dataset import simulated_dataset, simulated_thoraxes
 kind, folder, limit, jobs = sys.argv[1:]
 if int(limit):  # no file may grow beyond it, as if the disk ended there
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
@@ -183,8 +183,8 @@ def test_damaged_texts_are_named(artefact, name):
 
 def test_another_version_is_another_artefact(monkeypatch, tmp_path):
     """Weights of an older algorithm are not found under the new key, so they are trained anew and never mistaken."""
-    from medsynth_lib.course.data import volumes
-    from medsynth_lib.data.preprocess import Contract
+    from medsynth_lib.data.preparation.contract import Contract
+    from medsynth_lib.experiments.lesson_data import volumes
 
     frame = simulated_dataset(dict(train=1, tune=1), (24, 24, 20), 8.0, sites=("A",), folder=tmp_path)
     train, tune = (volumes(frame, Contract(), "SIMA", split) for split in ("train", "tune"))

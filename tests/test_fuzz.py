@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 from data_download import registry
 from data_download.archive import unpack
-from medsynth_lib.course.profiles import load_settings
-from medsynth_lib.data import layouts
-from medsynth_lib.data.manifest import read_manifest, write_manifest
-from medsynth_lib.data.nifti import read_volume, write_volume
-from medsynth_lib.data.preprocess import Contract
+from medsynth_lib.data.files import layouts
+from medsynth_lib.data.files.manifest import read_manifest, write_manifest
+from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.files import DataError
+from medsynth_lib.settings import load_settings
 from medsynth_lib.training.checkpoint import load_checkpoint
 
 THOROUGH = os.environ.get("MEDSYNTH_FUZZ") == "thorough"

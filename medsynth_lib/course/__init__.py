@@ -13,7 +13,7 @@ if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
     finally:
         del sys.modules["rfc3987_syntax"]
 
-from .exercises import check
-from .lesson import open_lesson
+from medsynth_lib.course.exercises import check
+from medsynth_lib.course.lesson import open_lesson
 
 __all__ = ["check", "open_lesson"]

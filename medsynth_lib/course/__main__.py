@@ -37,22 +37,23 @@ def main() -> int:
 
     add = commands.add_parser("keep", help="keep a run's outputs in the notebooks, as they are committed")
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds the executed notebooks")
-    add.set_defaults(module="keep")
+    add.set_defaults(module="committed_outputs")
 
     add = commands.add_parser("sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps")
     add.add_argument("--profile", default="lesson", help="default: lesson")
     add.add_argument("--only", default="", metavar="TEXT,TEXT", help="methods whose names hold one of these; default: all")
     add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
-    add.set_defaults(module="sweep")
+    add.set_defaults(module="medsynth_lib.experiments.sweep")
 
     add = commands.add_parser("vae-sweep", help="run lesson 03's comparisons longer and with seeds, merged into notebooks/sweeps")
     add.add_argument("--profile", default="lesson", help="default: lesson")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each")
-    add.set_defaults(module="vae_study")
+    add.set_defaults(module="medsynth_lib.experiments.slice_vae")
 
     arguments = parser.parse_args()
-    module = importlib.import_module(f".{arguments.module}", __package__)  # this one alone: sweep takes seconds to import
+    module = arguments.module if "." in arguments.module else f"medsynth_lib.course.{arguments.module}"
+    module = importlib.import_module(module)  # this one alone: sweep takes seconds to import
     return module.main(arguments)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .profiles import REPO, Settings, load_settings
-from .results import Results
+from medsynth_lib.course.results import Results
+from medsynth_lib.settings import REPO, Settings, load_settings
 
 
 @dataclass

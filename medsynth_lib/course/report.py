@@ -12,9 +12,9 @@ import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 
-from ..files import atomic
-from .profiles import notebooks_folder
-from .results import show
+from medsynth_lib.course.results import show
+from medsynth_lib.files import atomic
+from medsynth_lib.settings import notebooks_folder
 
 SHOWN_NUMBERS = 8  # of each notebook on the index; the page has them all
 

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from ..files import atomic
-from .profiles import REPO
+from medsynth_lib.files import atomic
+from medsynth_lib.settings import REPO
 
 
 class Results:

@@ -17,9 +17,9 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from ..files import atomic
-from .profiles import notebooks_folder
-from .report import write_report
+from medsynth_lib.course.report import write_report
+from medsynth_lib.files import atomic
+from medsynth_lib.settings import notebooks_folder
 
 PACKAGES = ("medsynth", "torch", "monai", "numpy", "lightning-fabric", "papermill")
 

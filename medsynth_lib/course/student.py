@@ -4,8 +4,8 @@ from pathlib import Path
 
 import nbformat
 
-from ..files import atomic
-from .profiles import notebooks_folder
+from medsynth_lib.files import atomic
+from medsynth_lib.settings import notebooks_folder
 
 
 def student_copy(notebook_path, out_path):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from medsynth_lib.display.figures import slice_of
-from medsynth_lib.display.headless import headless
 from medsynth_lib.display.volume import LETTERS, PLANES, letter
+from medsynth_lib.processes import headless
 
 REACH = 2.0  # of the sliders, in standard deviations: as far as the walks of lesson 07 are measured
 

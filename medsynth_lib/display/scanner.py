@@ -3,10 +3,10 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from medsynth_lib.data.physics import TISSUES, Sequence, tissue_signals
-from medsynth_lib.data.scanner import ideal_image
+from medsynth_lib.data.simulation.physics import TISSUES, Sequence, tissue_signals
+from medsynth_lib.data.simulation.scanner import ideal_image
 from medsynth_lib.display.figures import slice_grid, slice_of
-from medsynth_lib.display.headless import headless
+from medsynth_lib.processes import headless
 
 RANGES = dict(tr=(300, 10_000, 100), te=(5, 200, 5), ti=(100, 4000, 50))  # ms: lowest, highest, step of the sliders
 

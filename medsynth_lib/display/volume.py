@@ -7,7 +7,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from medsynth_lib.display.headless import headless
+from medsynth_lib.processes import headless
 
 PLANES = {"sagittal": (0, 1, 2), "coronal": (1, 0, 2), "axial": (2, 0, 1)}  # fixed axis, horizontal axis, vertical axis
 LETTERS = "LR", "PA", "IS"  # low and high end of x, y and z in RAS

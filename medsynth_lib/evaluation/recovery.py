@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from scipy import ndimage
 
-from medsynth_lib.data.atlas import STRUCTURES
-from medsynth_lib.data.cubes import prepare_cube, to_hu
+from medsynth_lib.data.preparation.cubes import prepare_cube, to_hu
+from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.evaluation.ct import LUNG
 from medsynth_lib.evaluation.generation import distances
 from medsynth_lib.evaluation.image import nmse, psnr, ssim_map

@@ -150,6 +150,8 @@ def norm(gradient):
 
 
 if __name__ == "__main__":
-    from medsynth_lib.course.use import main  # the course knows models, data and scanners; this module does not
+    from medsynth_lib.experiments.adaptation.own_volumes import (
+        main,  # the course knows models, data and scanners; this module does not
+    )
 
     raise SystemExit(main())

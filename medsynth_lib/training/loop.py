@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from medsynth_lib.display.headless import headless
 from medsynth_lib.files import atomic
+from medsynth_lib.processes import headless
 from medsynth_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from medsynth_lib.data.preprocess import augment
+from medsynth_lib.data.preparation.pairs import augment
 from medsynth_lib.models.pix2pix import Discriminator, Generator
 from medsynth_lib.training.loop import linear_decay
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from monai.networks.nets import SegResNet
 
-from medsynth_lib.data.atlas import STRUCTURES
-from medsynth_lib.data.preprocess import augment
+from medsynth_lib.data.preparation.pairs import augment
+from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.training.loop import Algorithm
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused

@@ -1,0 +1,76 @@
+"""Keep the outputs of a run in the notebooks themselves: what readers on the web see."""
+
+import base64
+import copy
+import io
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+from medsynth_lib.files import atomic
+from medsynth_lib.settings import notebooks_folder
+
+LARGE = 60_000  # bytes of a picture
+LIMIT = 1_450_000  # of a notebook, where the pictures leave a choice
+
+
+def keep_outputs(executed, target):
+    """Copy a papermill run's notebook over the course's, as if its cells had been run by hand.
+
+    The injected parameters cell is dropped, cells are numbered from 1, timing metadata removed and pictures reduced to 256
+    colours, large ones to 128 or 64 if the notebook is too large otherwise. Raises ValueError where a cell failed or the code is
+    not the target's.
+    """
+    book, original = nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4)
+    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in book.cells] != [cell.source for cell in original.cells]:
+        raise ValueError(f"{executed} was run from another version of {Path(target).name}; run it again.")
+    book.metadata = original.metadata
+    count = 0
+    for cell, before in zip(book.cells, original.cells, strict=True):
+        cell.metadata = before.metadata
+        if cell.cell_type == "code" and cell.source.strip():
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                _tidy(output, count, executed)
+    for colours in (256, 128, 64):
+        text = nbformat.writes(_fewer_colours(book, colours))
+        if len(text.encode()) <= LIMIT:
+            break
+    with atomic(target) as temporary:
+        temporary.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+
+
+def _tidy(output, count, executed):
+    if output.output_type == "error":
+        raise ValueError(f"{executed}: cell [{count}] failed; keep a run that is whole.")
+    if "execution_count" in output:
+        output.execution_count = count
+
+
+def _fewer_colours(book, colours):
+    """A copy whose pictures have 256 colours at most, large ones ``colours``."""
+    book = copy.deepcopy(book)
+    for output in (output for cell in book.cells for output in cell.get("outputs", ())):
+        if "image/png" in output.get("data", {}):
+            png = _palette(output.data["image/png"], 256)
+            output.data["image/png"] = png if len(png) < LARGE else min(png, _palette(png, colours), key=len)
+    return book
+
+
+def _palette(png: str, colours) -> str:
+    """A base64 PNG with a palette, where that is smaller; one step of k-means keeps colour maps from falling into bands."""
+    picture, buffer = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    reduced = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+    reduced.save(buffer, "PNG", optimize=True)
+    return min(png, base64.b64encode(buffer.getvalue()).decode(), key=len)
+
+
+def main(arguments) -> int:
+    """Command `keep`: the outputs of every executed notebook of a run."""
+    for executed in sorted(Path(arguments.out).glob("[0-9][0-9]_*.ipynb")):
+        keep_outputs(executed, notebooks_folder() / executed.name)
+        print(f"kept the outputs of {executed.name}")
+    return 0

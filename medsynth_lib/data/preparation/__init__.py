@@ -1,0 +1,1 @@
+"""From scans to what networks see: contracts, paired volumes, cubes, the volume cache."""

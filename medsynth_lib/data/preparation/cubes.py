@@ -1,0 +1,209 @@
+"""All that HA-GAN does to its data before training (section IV-A): trim blank slices, resize to N^3, scale to [-1, 1].
+
+Chest CT is cut to an intensity window in Hounsfield units; brain T1 must come skull-stripped and is scaled by its own
+brightest tissue. A `CubeContract` states the preparation and travels with the trained weights, as `Contract` does.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation, ResampleToMatch, Resize, SpatialCrop
+from torch.utils.data import Dataset
+
+from medsynth_lib.data.files.nifti import read_volume, volume_name
+from medsynth_lib.data.preparation.contract import SavedContract, require_stripped
+from medsynth_lib.data.preparation.pairs import Remembered
+from medsynth_lib.data.preparation.volume_cache import build
+from medsynth_lib.data.simulation.fields import gaussian_blur
+from medsynth_lib.data.simulation.subject import make_subject
+from medsynth_lib.files import DataError
+
+CUBES_VERSION = 1  # raise when the preparation below changes: cubes in the cache are then made anew
+WINDOW = (-1024.0, 600.0)  # HU, section IV-A
+LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
+
+
+@dataclass(frozen=True)
+class CubeContract(SavedContract):
+    """The preparation of single volumes: ``modality`` "ct" or "t1", ``size`` N of the cube, and how values are scaled.
+
+    ``window`` (CT) is in HU; ``percentile`` (T1) of the brain becomes 1. Raises DataError for another modality.
+    """
+
+    modality: str = "ct"
+    size: int = 64
+    orientation: str = "RAS"
+    window: tuple = WINDOW
+    percentile: float = 99.5
+
+    FIELD_TYPES: ClassVar = dict(modality=str, size=int, orientation=str, percentile=float)
+
+    def __post_init__(self):
+        if self.modality not in ("ct", "t1"):
+            raise DataError(f"CubeContract: modality '{self.modality}' is unknown; use 'ct' or 't1'.")
+        object.__setattr__(self, "window", tuple(self.window))  # YAML gives a list
+
+    @property
+    def modalities(self):
+        """The one modality, as a `Contract` lists its own."""
+        return (self.modality,)
+
+
+def prepare_cube(volume, contract):
+    """Turn a volume from `read_volume` into a network's cube.
+
+    Returns a MetaTensor (1, N, N, N), float32 in [-1, 1], whose affine says where it came from: the voxels are as
+    anisotropic as the trimmed volume was. Raises DataError for a CT that is not in HU and a T1 with its skull.
+    """
+    volume = Orientation(axcodes=contract.orientation, labels=None)(volume)
+    scaled = scale_ct(volume, contract.window) if contract.modality == "ct" else scale_t1(volume, contract.percentile)
+    return resize(trim(scaled), contract.size).clamp(-1, 1)  # rounding
+
+
+def scale_ct(volume, window=WINDOW):
+    """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1.
+
+    Scanners fill what lies outside their field of view with -2000 or less, which the window takes for air.
+    Raises DataError where nothing of the rest is as light as lung, or nothing heavier than water.
+    """
+    low, high = window
+    light = (volume >= LOWEST_HU) & (volume < -500)
+    if not (light.any() and volume.max() > 0):
+        raise DataError(
+            f"{volume_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
+            "(air -1000, water 0); apply the rescale slope and intercept when converting from DICOM."
+        )
+    return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
+
+
+def to_hu(cube, window=WINDOW):
+    """Undo `scale_ct`: [-1, 1] back to HU; what the window cut off stays cut."""
+    low, high = window
+    return (cube + 1) / 2 * (high - low) + low
+
+
+def scale_t1(volume, percentile=99.5):
+    """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped."""
+    require_stripped(volume)
+    if volume.min() < 0:
+        raise DataError(
+            f"{volume_name(volume)}: a T1 image has no negative values ({float(volume.min()):g}); undo its scaling."
+        )
+    top = float(np.percentile(volume[volume > 0].numpy(), percentile))
+    return 2 * (volume / top).clamp(max=1) - 1
+
+
+def trim(volume):
+    """Cut off the outer slices, along each axis, in which nothing but one value occurs: the blank slices of the paper.
+
+    Raises DataError where nothing is left.
+    """
+    v = volume[0]
+    start, stop = [], []
+    for axis in range(3):
+        slices = v.movedim(axis, 0).flatten(1)
+        used = torch.nonzero(slices.amax(1) > slices.amin(1))[:, 0]
+        if not len(used):
+            raise DataError(f"{volume_name(volume)}: every slice is blank; convert the file again.")
+        start.append(int(used[0]))
+        stop.append(int(used[-1]) + 1)
+    return SpatialCrop(roi_start=start, roi_end=stop)(volume)
+
+
+def resize(volume, size):
+    """Resize (1, x, y, z) to (1, size, size, size): trilinear, smoothed first along axes that shrink, so that nothing aliases.
+
+    MONAI's own smoothing takes the world outside the image for 0, which is not air here; this one weighs the voxels inside alone.
+    """
+    sigma = [max(0.0, (n / size - 1) / 2) for n in volume.shape[1:]]
+    smooth = MetaTensor(gaussian_blur(volume.as_tensor(), sigma), affine=volume.affine)
+    return Resize([size] * 3, mode="trilinear", align_corners=False)(smooth)
+
+
+def voxel_size(cube):
+    """Voxel size (3) of a prepared cube in mm."""
+    return np.linalg.norm(np.asarray(cube.affine)[:3, :3], axis=0)
+
+
+class Cubes(Remembered):
+    """The volumes of a manifest's ``ct`` or ``t1`` column as cubes: "x" (1, N, N, N) in [-1, 1], "spacing" (3) in mm, "subject".
+
+    They are kept as 16-bit floats.
+    """
+
+    def make(self, row):
+        cube = prepare_cube(read_volume(self.frame.attrs["root"] / row[self.contract.modality]), self.contract)
+        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+        return dict(x=cube.as_tensor().half(), spacing=spacing, subject=row["subject"])
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"x": sample["x"].float()}
+
+    def on_disk(self, folder, key, jobs=1, progress=False):
+        """The same, made once by ``jobs`` processes and then read from a sharded cache (16 bit): memory holds none of them.
+
+        ``key`` names scans and contract, as in `shards.build`, whose errors are raised.
+        """
+        return CubesOnDisk(self, folder, key, jobs, progress)
+
+
+class CubesOnDisk(Dataset):
+    """`Cubes` by way of `Cubes.on_disk`: 3,000 of 256^3 voxels take 100 GB."""
+
+    def __init__(self, cubes, folder, key, jobs, progress):
+        self.frame, self.contract = cubes.frame, cubes.contract
+        tasks = [(Cubes(cubes.frame.iloc[[i]], cubes.contract),) for i in range(len(cubes))]
+        self.volumes = build(stored_cube, tasks, folder, key, bits=16, jobs=jobs, progress=progress)
+
+    def __len__(self):
+        return len(self.volumes)
+
+    def __getitem__(self, index):
+        sample = self.volumes[index]
+        return sample | {"spacing": torch.tensor(sample["spacing"])}
+
+
+def stored_cube(one):
+    """The cube of a one-row `Cubes`, and what is stored beside it."""
+    sample = one.make(one.frame.iloc[0])
+    return sample["x"].numpy(), dict(spacing=sample["spacing"].tolist(), subject=sample["subject"])
+
+
+class LabelledCubes(Cubes):
+    """Simulated T1 cubes with "labels" (1, N, N, N), uint8 index into `atlas.STRUCTURES`; the tumour, if any, is background.
+
+    Labels are not stored with the images: a subject is its seed, and is made once more.
+    """
+
+    def make(self, row):
+        volume = read_volume(self.frame.attrs["root"] / row[self.contract.modality])
+        cube = prepare_cube(volume, self.contract)
+        person = make_subject(
+            int(row["subject"]),
+            tuple(volume.shape[1:]),
+            float(voxel_size(volume)[0]),
+            "tumour-free" not in row["source"],
+        )
+        labels = MetaTensor(torch.from_numpy(person.structures())[None], affine=person.affine)
+        labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(labels, cube)
+        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+        return dict(
+            x=cube.as_tensor().half(),
+            labels=labels.as_tensor().to(torch.uint8),
+            spacing=spacing,
+            subject=row["subject"],
+        )
+
+
+class LesionCubes(Cubes):
+    """T1 cubes with "seg" (1, N, N, N), uint8 BraTS labels of the manifest's ``seg`` column (nearest voxel)."""
+
+    def make(self, row):
+        root = self.frame.attrs["root"]
+        cube = prepare_cube(read_volume(root / row[self.contract.modality]), self.contract)
+        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(read_volume(root / row["seg"]), cube)
+        return dict(x=cube.as_tensor().half(), seg=seg.as_tensor().to(torch.uint8), subject=row["subject"])

@@ -1,0 +1,291 @@
+"""Make published scans ready for the lessons: 3D NIfTI, one grid a scan, skull-stripped, BraTS labels.
+
+| data set | what is done |
+| --- | --- |
+| msd_task01 | 4D split; labels 1, 2, 3 -> 2, 1, 4; every second subject gets `simulated_shift`, since no site is known |
+| ixi | T1 registered rigidly to T2 (mutual information), PD on T2's grid; skull removed by `brain_mask` of the T1 |
+| gsp | skull removed by `brain_mask` |
+| lidc | DICOM series -> NIfTI in HU |
+
+Others are used as their publishers give them. `brain_mask` is approximate: MNI152's brain mask carried over by an affine
+registration. A mask made by a better tool wins: <T1's name>_mask.nii.gz or _brain_mask.nii.gz beside the T1.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+
+from medsynth_lib.data.files.layouts import stem
+from medsynth_lib.data.files.manifest import MODALITIES
+from medsynth_lib.data.files.nifti import read_volume, require_same_grid, write_volume
+from medsynth_lib.data.simulation.atlas import template_path
+from medsynth_lib.data.simulation.fields import gaussian_blur, random_field
+from medsynth_lib.data.simulation.scanner import rician
+from medsynth_lib.files import DataError, atomic, cache_folder
+from medsynth_lib.processes import run
+
+VERSION = 2  # raise when what is written changes
+BRAIN_LITRES = (0.8, 2.2)  # a mask outside this range is a failed registration
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is left-posterior-superior, NIfTI's right-anterior-superior
+GAMMA = dict(flair=0.75, t1=1.35, t1ce=1.35, t2=1.25)  # of simulated_shift, and the other four of its settings
+FWHM_MM = dict(flair=(1.2, 1.2, 3.0), t1=(1.2, 1.2, 1.5), t1ce=(1.2, 1.2, 1.5), t2=(1.2, 1.2, 3.0))
+COIL, NOISE = 0.10, 0.03
+
+
+def ready_dataset(frame, jobs=1, progress=False):
+    """The manifest with every scan ready for `read_case`; what had to be made lies in the cache, once for all.
+
+    Scans that cannot be made ready are left out and listed with the reason in left_out.csv beside the result, and printed.
+    An interrupted run goes on where it stopped. Raises DataError where no scan of a data set can be made ready.
+    """
+    root = Path(frame.attrs["root"])
+    parts = []
+    for name, part in frame.groupby("dataset", sort=False):
+        parts.append(made_ready(part, name, root, jobs, progress) if name in MAKERS else part)
+    frame = pd.concat(parts, ignore_index=True)
+    frame.attrs["root"] = root
+    return frame
+
+
+def made_ready(frame, name, root, jobs, progress):
+    """One data set's scans after its maker, as absolute paths into the cache."""
+    needed = NEEDED[name]
+    lacking = frame[(frame[list(needed)] == "").any(axis=1)]
+    left_out = [(row["subject"], f"lacks one of {', '.join(needed)}") for _, row in lacking.iterrows()]
+    frame = frame.drop(lacking.index)
+    identity = [VERSION, name, [file_identity(root, row) for _, row in frame.iterrows()]]
+    folder = cache_folder("ready", f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}")
+    tasks = [(name, dict(row), root, folder, number) for number, (_, row) in enumerate(frame.iterrows())]
+    rows = run(make_scan, tasks, jobs, folder, progress, f"making {name} ready")
+    left_out += [row for row in rows if isinstance(row, tuple)]
+    rows = [row for row in rows if isinstance(row, dict)]
+    with atomic(folder / "left_out.csv") as temporary:
+        pd.DataFrame(left_out, columns=["subject", "reason"]).to_csv(temporary, index=False)
+    if left_out:
+        print(
+            f"{name}: {len(left_out)} scan(s) left out, such as {left_out[0][0]} ({left_out[0][1]}); all in {folder.name}"
+        )
+    if not rows:
+        raise DataError(f"{root}: no scan of {name} could be made ready; the reasons are in {folder / 'left_out.csv'}.")
+    return pd.DataFrame(rows)
+
+
+def file_identity(root, row):
+    """Name, size and time of a scan's files: a changed file is made ready again."""
+    identity = [row["subject"], row["site"]]
+    for modality in MODALITIES:
+        if row[modality]:
+            path = root / row[modality].partition("#")[0]
+            state = path.stat() if path.exists() else None  # its maker will say that it is missing
+            identity.append([row[modality], state and [state.st_size, state.st_mtime_ns]])
+    return identity
+
+
+def make_scan(name, row, root, folder, number):
+    """Write one scan's volumes unless they are there; its manifest row, or (subject, reason) where it cannot be done."""
+    scan = json.dumps([row["subject"], row["site"]])  # hashed: a manifest's names must not lead out of the folder
+    target = folder / hashlib.sha256(scan.encode()).hexdigest()[:12]
+    if not target.exists():
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same registration everywhere
+        try:
+            volumes = MAKERS[name](row, root, number)
+        except DataError as error:
+            return row["subject"], str(error)
+        with atomic(target) as temporary:
+            for modality, (array, affine) in volumes.items():
+                kind = "uint8" if modality == "seg" else "int16" if modality == "ct" else "float32"
+                write_volume(temporary / f"{modality}.nii.gz", array, affine, kind)
+    written = {m: str(target / f"{m}.nii.gz") for m in MODALITIES if (target / f"{m}.nii.gz").exists()}
+    site = "MSD-shifted" if name == "msd_task01" and number % 2 else row["site"]
+    return row | dict.fromkeys(MODALITIES, "") | written | dict(site=site)
+
+
+def make_msd(row, root, number):
+    """Split the 4D file; every second subject is scanned anew by `simulated_shift`."""
+    volumes = {m: read_volume(root / row[m]) for m in ("flair", "t1", "t1ce", "t2")}
+    affine = volumes["flair"].affine.numpy()
+    arrays = {m: v[0].numpy() for m, v in volumes.items()}
+    if number % 2:
+        brain = np.all([a != 0 for a in arrays.values()], axis=0)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        seed = int(hashlib.sha256(row["subject"].encode()).hexdigest()[:8], 16)
+        arrays = {m: simulated_shift(a, brain, m, spacing, seed) for m, a in arrays.items()}
+    if row["seg"]:
+        labels = read_volume(root / row["seg"], labels=(0, 1, 2, 3))
+        require_same_grid(volumes["flair"], labels)
+        arrays["seg"] = np.array([0, 2, 1, 4])[labels[0].numpy().astype(int)]
+    return {m: (a, affine) for m, a in arrays.items()}
+
+
+def simulated_shift(image, brain, contrast, spacing, seed):
+    """Draw an image (x, y, z) as another SIMULATED scanner might: this is not a second site, and is called simulated.
+
+    Inside ``brain``: a monotone contrast curve v^GAMMA of the image over its 99.5th percentile, a point spread of FWHM_MM,
+    a smooth coil field of log-amplitude COIL, Rician noise of NOISE; 0 outside. ``spacing`` (3) in mm.
+    """
+    rng = np.random.default_rng([seed, MODALITIES.index(contrast)])
+    top = np.percentile(image[brain], 99.5)
+    v = torch.from_numpy(np.clip(image / top, 0, None).astype(np.float32)) ** GAMMA[contrast]
+    v = gaussian_blur(v[None], [f / 2.355 / s for f, s in zip(FWHM_MM[contrast], spacing, strict=True)])[0]
+    axes = [(np.arange(n) - (n - 1) / 2) * min(s, 260 / n) for n, s in zip(image.shape, spacing, strict=True)]
+    v = v * torch.exp(COIL * random_field(rng, axes, 90)[0])
+    v = rician(v, NOISE, rng).clamp(min=1e-3).numpy()  # never 0 inside: 0 means outside
+    return np.where(brain, v * top, 0)
+
+
+def make_ixi(row, root, number):
+    """T1, T2 and PD on T2's grid, without skull."""
+    t1, t2, pd_ = (to_itk(read_volume(root / row[m])) for m in ("t1", "t2", "pd"))
+    move = register(t2, t1, sitk.Euler3DTransform())
+    t1_moved = sitk.Resample(t1, t2, move, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    brain = given_mask(root / row["t1"], t2, move)
+    brain = brain_mask(t1_moved, row["subject"]) if brain is None else brain
+    images = dict(
+        t1=t1_moved, t2=t2, pd=sitk.Resample(pd_, t2, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    )
+    return {m: (np.where(brain, array(image), 0), affine_of(t2)) for m, image in images.items()}
+
+
+def make_gsp(row, root, number):
+    """The T1 without its skull."""
+    t1 = to_itk(read_volume(root / row["t1"]))
+    brain = given_mask(root / row["t1"], t1, sitk.Transform())
+    brain = brain_mask(t1, row["subject"]) if brain is None else brain
+    return {"t1": (np.where(brain, array(t1), 0), affine_of(t1))}
+
+
+def given_mask(t1_path, grid, transform):
+    """The user's own brain mask beside a T1, on another grid (boolean); None where there is none."""
+    for ending in ("_mask.nii.gz", "_brain_mask.nii.gz"):
+        path = t1_path.with_name(stem(t1_path) + ending)
+        if path.is_file():
+            mask = to_itk(read_volume(path))
+            return array(sitk.Resample(mask, grid, transform, sitk.sitkNearestNeighbor, 0.0)) > 0
+    return None
+
+
+def brain_mask(t1, name):
+    """Approximate brain (x, y, z), boolean, of a T1 head (ITK image): MNI152's mask through an affine registration.
+
+    Raises DataError where the mask is smaller or larger than any brain.
+    """
+    template, mask = template_images()
+    move = register(template, t1, sitk.AffineTransform(3), sitk.BinaryDilate(mask, [2] * 3))
+    carried = sitk.Resample(sitk.Cast(mask, sitk.sitkFloat32), t1, move.GetInverse(), sitk.sitkLinear, 0.0)
+    brain = (array(carried) > 0.5) & (array(t1) > 0)
+    brain = ndimage.binary_fill_holes(brain)
+    litres = brain.sum() * np.prod(t1.GetSpacing()) / 1e6
+    if not BRAIN_LITRES[0] < litres < BRAIN_LITRES[1]:
+        raise DataError(
+            f"{name}: skull-stripping found a brain of {litres:.2f} l, which is not possible; put a mask made by SynthStrip "
+            "or HD-BET beside the T1 (..._mask.nii.gz)."
+        )
+    return brain
+
+
+@cache
+def template_images():
+    """MNI152's T1 and brain mask as ITK images."""
+    t1 = read_volume(template_path("t1"))
+    brain = ndimage.binary_fill_holes(t1[0].numpy() > 0)
+    mask = sitk.Cast(to_itk(t1) > 0, sitk.sitkUInt8)
+    filled = sitk.GetImageFromArray(brain.astype(np.uint8).transpose(2, 1, 0))
+    filled.CopyInformation(mask)
+    return to_itk(t1), filled
+
+
+def register(fixed, moving, transform, mask=None):
+    """Register two ITK images by Mattes mutual information, coarse to fine; the transform from fixed to moving points.
+
+    Sampled on a regular grid, so that the result repeats.
+    """
+    fixed, moving = coarse(fixed), coarse(moving)
+    start = sitk.CenteredTransformInitializer(fixed, moving, transform, sitk.CenteredTransformInitializerFilter.MOMENTS)
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    if mask is not None:
+        method.SetMetricFixedMask(mask)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.2)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 150, 0.6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([3, 1])
+    method.SetSmoothingSigmasPerLevel([5, 2])
+    method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+    method.SetInitialTransform(start)
+    try:
+        return method.Execute(fixed, moving)
+    except RuntimeError as error:
+        raise DataError(
+            f"registration failed ({str(error).strip().splitlines()[-1]}); check the images' orientation."
+        ) from error
+
+
+def coarse(image):
+    """The image in voxels of about 2.5 mm: enough for a global registration, and thirty times faster."""
+    return sitk.BinShrink(image, [max(1, int(2.6 / s)) for s in image.GetSpacing()])
+
+
+def make_lidc(row, root, number):
+    """One DICOM series as a volume in HU."""
+    folder = root / row["ct"]
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    if len(names) < 2:
+        raise DataError(f"{folder}: {len(names)} readable DICOM slice(s); download the series again.")
+    try:
+        gaps = np.diff([slice_position(name) for name in names])
+        image = sitk.ReadImage(names, sitk.sitkFloat32)  # applies the rescale slope and intercept: HU
+    except (RuntimeError, ValueError) as error:  # ValueError: a position that is no three numbers
+        raise DataError(
+            f"{folder}: damaged DICOM ({str(error).strip().splitlines()[-1]}); download it again."
+        ) from error
+    if np.ptp(gaps) > 0.01 * abs(gaps).max() + 1e-3:
+        raise DataError(
+            f"{folder}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or doubled."
+        )
+    return {"ct": (np.clip(array(image), -1024, 3071), affine_of(image))}
+
+
+def slice_position(name):
+    """Position (mm) of a DICOM slice along its normal."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    reader.ReadImageInformation()
+    position, axes = (np.array(reader.GetMetaData(tag).split("\\"), float) for tag in ("0020|0032", "0020|0037"))
+    return float(position @ np.cross(axes[:3], axes[3:]))
+
+
+def to_itk(volume):
+    """ITK image of a (1, x, y, z) MetaTensor; world coordinates become LPS."""
+    affine = LPS @ np.asarray(volume.affine, float)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.asarray(volume)[0].transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    return image
+
+
+def array(image):
+    """(x, y, z) array of an ITK image."""
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+
+
+def affine_of(image):
+    """Voxel-to-RAS affine of an ITK image."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return LPS @ affine
+
+
+MAKERS = dict(msd_task01=make_msd, ixi=make_ixi, gsp=make_gsp, lidc=make_lidc)
+NEEDED = dict(msd_task01=("flair", "t1", "t1ce", "t2"), ixi=("t1", "t2", "pd"), gsp=("t1",), lidc=("ct",))

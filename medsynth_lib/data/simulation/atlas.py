@@ -1,0 +1,184 @@
+"""The embedded anatomy: the MNI152 average brain that the nilearn package carries, with the maps a subject is made from.
+
+Template: MNI ICBM 152 non-linear symmetric 2009a (Fonov et al. 2011, NeuroImage 54:313), 1 mm, skull-stripped, with its
+grey- and white-matter probability maps. Coordinates are MNI millimetres (x right, y anterior, z superior).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import nilearn.datasets
+import numpy as np
+import torch
+from scipy import ndimage as ndi
+
+from medsynth_lib.data.simulation.fields import gaussian_blur
+from medsynth_lib.files import atomic, cache_folder
+
+VERSION = 1  # raise when a map changes: it is part of the cache's name
+MAPS = ("wm", "gm", "csf", "ventricle", "rim", "deep")
+STRUCTURES = (
+    "background",
+    "cerebral white matter",
+    "cerebral cortex",
+    "lateral ventricle",
+    "cerebellar white matter",
+    "cerebellar cortex",
+    "thalamus",
+    "caudate",
+    "putamen",
+    "pallidum",
+    "brainstem",
+    "hippocampus",
+    "amygdala",
+)
+
+# Approximate: ellipsoids (centre, semi-axes, mm) around published MNI coordinates of each structure on the right side,
+# cut by the tissue maps. They are good for volumes and positions, not a segmentation reference.
+ELLIPSOIDS = {
+    "thalamus": [((11, -19, 8), (9, 14, 9))],
+    "caudate": [((12, 14, 5), (6, 11, 10)), ((14, -3, 19), (5, 15, 6))],
+    "putamen": [((26, 2, 1), (6.5, 16, 11))],
+    "pallidum": [((18.5, -4, -1), (5.5, 9, 6))],
+    "amygdala": [((22, -5, -18), (8, 8, 7))],
+    "brainstem": [((0, -41, -52), (9, 9, 16)), ((0, -27, -33), (17, 13, 15)), ((0, -26, -13), (15, 11, 12))],
+    "cerebellum": [((0, -64, -37), (57, 34, 29))],
+}
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Maps (6, X, Y, Z) in [0, 1], structure labels, the ventricular push field, and their world-to-voxel matrices."""
+
+    maps: torch.Tensor
+    labels: torch.Tensor  # (1, X, Y, Z), index into STRUCTURES
+    push: torch.Tensor  # (3, X/2, Y/2, Z/2): unit vectors away from the ventricle, fading into brain and ventricle
+    world_to_voxel: np.ndarray
+    world_to_push: np.ndarray
+    tumour_centres: np.ndarray  # (n, 3) mm: places in deep white matter, away from the ventricles
+
+
+def template_path(kind):
+    """Path of the template's "t1", "gm" or "wm" map inside the nilearn package."""
+    path = Path(nilearn.datasets.__file__).parent / "data" / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is not in this nilearn; install the version in constraints.txt")
+    return path
+
+
+def low_pass_sigma(spacing):
+    """Sigma in mm of the blur for a grid: a wider voxel averages more anatomy. None at the atlas's own 1 mm or finer."""
+    return 0.35 * spacing if spacing > 1 else 0.0
+
+
+@lru_cache(maxsize=4)
+def atlas(spacing=1.0):
+    """The atlas, low-passed for sampling every ``spacing`` mm; made once (about 5 s), then read from the cache."""
+    path = cache_folder("atlas") / f"mni152-v{VERSION}-{spacing:g}mm.npz"
+    if not path.exists():
+        arrays = build_maps()
+        if sigma := low_pass_sigma(spacing):
+            arrays["maps"] = gaussian_blur(torch.from_numpy(arrays["maps"]), [sigma] * 3).numpy()
+        arrays["maps"] = np.round(arrays["maps"] * 255).astype(np.uint8)
+        with atomic(path) as temporary:
+            np.savez(temporary, **arrays)
+    with np.load(path) as a:
+        return Atlas(
+            torch.from_numpy(a["maps"]).float().div_(255),
+            torch.from_numpy(a["labels"])[None],
+            torch.from_numpy(a["push"]).float(),
+            np.linalg.inv(a["affine"]),
+            np.linalg.inv(a["push_affine"]),
+            a["tumour_centres"],
+        )
+
+
+def build_maps():
+    """Compute all atlas arrays at 1 mm from the template's three maps, as a dictionary of numpy arrays."""
+    image = nib.load(template_path("t1"))
+    t1, gm, wm = (np.asarray(nib.load(template_path(k)).dataobj, np.float32) / 255 for k in ("t1", "gm", "wm"))
+    box = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in ndi.find_objects((t1 > 0).astype(np.uint8))[0])
+    t1, gm, wm = t1[box], gm[box], wm[box]
+    affine = image.affine.copy()
+    affine[:3, 3] += [s.start for s in box]
+    mm = np.meshgrid(
+        *(np.arange(n, dtype=np.float32) + affine[i, 3] for i, n in enumerate(t1.shape)), indexing="ij", sparse=True
+    )
+    brain = ndi.binary_fill_holes(t1 > 0)
+    csf = np.clip(1 - gm - wm, 0, 1) * brain
+    ventricle = ventricle_map(csf, brain, mm)
+    inside = ventricle > 0.5
+    distance = ndi.distance_transform_edt(~inside) - ndi.distance_transform_edt(inside)
+    rim = np.exp(-np.maximum(distance, 0) / 2.5) * (distance > 0)
+    labels = structure_labels(wm, gm, brain, ventricle, mm)
+    nuclei = np.isin(labels, [STRUCTURES.index(n) for n in ("thalamus", "caudate", "putamen", "pallidum")])
+    deep = ndi.gaussian_filter(nuclei.astype(np.float32), 0.7)
+    white = ndi.distance_transform_edt(ndi.gaussian_filter(wm, 2) > 0.55)
+    centres = np.argwhere((white > 3) & (distance > 8) & (mm[2] > -8) & (mm[2] < 50)) + affine[:3, 3]
+    push, push_affine = ventricle_push(distance, affine)
+    return dict(
+        maps=np.stack([wm, gm, csf, ventricle, rim, deep]).astype(np.float32),
+        labels=labels,
+        push=push,
+        affine=affine,
+        push_affine=push_affine,
+        tumour_centres=centres.astype(np.float32),
+    )
+
+
+def ventricle_map(csf, brain, mm):
+    """Lateral and third ventricles: deep CSF connected to the lateral ventricles' bodies, inside a box without cisterns."""
+    x, y, z = mm
+    box = (np.abs(x) < 42) & (y > -50) & (y < 34) & (z > -14) & (z < 30) & ~((np.abs(x) < 12) & (y < -30))
+    deep = ndi.distance_transform_edt(brain) > 22
+    parts, _ = ndi.label((csf > 0.45) & box & deep)
+    bodies = (np.abs(np.abs(x) - 9) < 4) & (np.abs(y - 8) < 8) & (np.abs(z - 12) < 8)
+    seeds = np.unique(parts[bodies])
+    return ndi.binary_dilation(np.isin(parts, seeds[seeds > 0]), iterations=2) * csf
+
+
+def ventricle_push(distance, affine):
+    """Vector field that widens the ventricles: the gradient of the distance to their wall, faded out over 18 mm."""
+    smooth = ndi.gaussian_filter(distance, 2.0).astype(np.float32)
+    fade = np.where(smooth > 0, np.exp(-smooth / 18), np.clip(1 - smooth / smooth.min(), 0, 1))
+    push = (np.stack(np.gradient(smooth)) * fade)[:, ::2, ::2, ::2]
+    push_affine = affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    return push.astype(np.float16), push_affine
+
+
+def structure_labels(wm, gm, brain, ventricle, mm):
+    """Approximate labels of the twelve structures of HA-GAN's Fig. 6, uint8 index into STRUCTURES."""
+    region = {}
+    for name, parts in ELLIPSOIDS.items():
+        region[name] = np.zeros(brain.shape, bool)
+        for centre, axes in parts:
+            region[name] |= ellipsoid((np.abs(mm[0]), *mm[1:]), centre, axes)
+    tilted = (np.abs(mm[0]), mm[1], mm[2] + 0.35 * (mm[1] + 22))  # the hippocampus descends towards the front
+    region["hippocampus"] = ellipsoid(tilted, (26, -22, -14), (8, 18, 7)) & (gm > 0.4)
+    cerebellum = region["cerebellum"] & ~region["brainstem"]
+    white = wm > gm
+    tissue = brain & (wm + gm > 0.5)
+    labels = np.zeros(brain.shape, np.uint8)
+    for name, mask in (
+        ("cerebral white matter", tissue & white),
+        ("cerebral cortex", tissue & ~white),
+        ("cerebellar white matter", tissue & white & cerebellum),
+        ("cerebellar cortex", tissue & ~white & cerebellum),
+        ("brainstem", tissue & region["brainstem"]),
+        ("thalamus", tissue & region["thalamus"]),
+        ("caudate", region["caudate"] & (gm > 0.5)),
+        ("putamen", region["putamen"] & (gm > 0.3)),
+        ("pallidum", tissue & region["pallidum"]),
+        ("amygdala", region["amygdala"] & (gm > 0.5)),
+        ("hippocampus", region["hippocampus"]),
+        ("lateral ventricle", (ventricle > 0.5) & (np.abs(mm[0]) > 2)),  # the third ventricle is the midline's
+    ):
+        labels[mask] = STRUCTURES.index(name)
+    return labels
+
+
+def ellipsoid(mm, centre, axes):
+    """True inside the ellipsoid with this centre and these semi-axes (mm)."""
+    return sum(((m - c) / a) ** 2 for m, c, a in zip(mm, centre, axes, strict=True)) < 1

@@ -1,0 +1,1 @@
+"""The adaptation study of lesson 04."""

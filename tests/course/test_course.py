@@ -1,0 +1,398 @@
+"""Profiles, results, exercises, student copies, and the runner with its report on tiny notebooks."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import psutil
+import pytest
+
+from medsynth_lib.course import check, execute, open_lesson, report
+from medsynth_lib.course.exercises import ExerciseNotSolved
+from medsynth_lib.course.results import Results, compare
+from medsynth_lib.course.student import student_copy
+from medsynth_lib.files import DataError
+from medsynth_lib.processes import headless
+from medsynth_lib.settings import load_settings
+
+PARAMETERS = 'PROFILE = ""\nSEED = 0\nDATA_DIR = ""\nOUT_DIR = ""\nOVERRIDES = {}'
+PROFILE = '"01": {steps: 3, rate: 1.0e-3, deep: true}\n02: {}\n"03": {}\n"04": {}\n'
+TEXT = r"""# 01. Good
+
+An inline $\mathcal{L}_{x*y*z} < \hat{x}$, \$5 and \$6, code `$kept$` and ``$$kept too$$``.
+
+$$
+\sum_{i=1}^{N} \Bigl\{ x_i \Bigr\}
+$$
+
+\begin{align}
+a &= b \\
+c &= d
+\end{align}
+
+| symbol | meaning |
+| --- | --- |
+| $|x|$ | magnitude |
+
+```python
+cost = "$fenced$"
+```
+
+## About $\beta$
+
+[a paper](https://arxiv.org/abs/2409.00000)
+"""
+
+
+def cell(source, *tags, **metadata):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags), **metadata})
+
+
+def write_book(path, *cells):
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells), metadata=metadata), path)
+
+
+GOOD = [
+    nbformat.v4.new_markdown_cell(TEXT),
+    cell(PARAMETERS, "parameters"),
+    cell(
+        "from medsynth_lib.course import check, open_lesson\n"
+        'lesson = open_lesson("01", PROFILE, SEED, DATA_DIR, OUT_DIR, OVERRIDES)'
+    ),
+    cell("def double(x):\n    ...", "exercise"),
+    cell("def double(x):\n    return 2 * x", "solution", jupyter={"source_hidden": True}),
+    cell('with check("double"):\n    assert double(2) == 4', "check"),
+    cell(
+        "import matplotlib.pyplot as plt\nfigure, _ = plt.subplots(figsize=(2, 1))\n"
+        'lesson.results.figure(figure, "An empty <axis>")\n'
+        'lesson.results.record("psnr/svae", 21.934, unit="dB", paper=22.217)'
+    ),
+]
+
+
+def course(*arguments, **options):
+    command = [sys.executable, "-m", "medsynth_lib.course", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "quick.yaml").write_text(PROFILE)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One run of a good, a failing and a wrongly parametrised notebook."""
+    folder, out = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("out")
+    (folder / "profiles").mkdir()
+    (folder / "profiles" / "quick.yaml").write_text(PROFILE)
+    write_book(folder / "01_good.ipynb", *GOOD)
+    write_book(folder / "02_bad.ipynb", cell(PARAMETERS, "parameters"), cell("print('so far')"), cell("1 / 0"))
+    write_book(folder / "03_odd.ipynb", cell('PROFILE = ""', "parameters"))
+    (folder / "04_torn.ipynb").write_text('{"cells": [')
+    done = course("run", "--profile", "quick", "--out", out, "--jobs", 2, "--notebooks", folder)
+    return out, done, json.loads((out / "summary.json").read_text())
+
+
+# ---- profiles and lessons
+
+
+def test_settings_are_read_and_overridden(folder):
+    settings = load_settings("01", "quick", {"rate": 1, "steps": 9}, folder)
+    assert (settings.steps, settings.rate, settings.deep) == (9, 1.0, True)
+    assert repr(load_settings("02", "quick", folder=folder)) == "Settings()"
+    with pytest.raises(AttributeError, match="OVERRIDES"):
+        settings.steps = 4
+    with pytest.raises(AttributeError, match="deep, rate, steps"):
+        _ = settings.stops
+
+
+@pytest.mark.parametrize(
+    "notebook, profile, overrides, error, names",
+    [
+        ("01", "quik", None, ValueError, "quick"),
+        ("09", "quick", None, KeyError, "01, 02"),
+        ("01", "quick", {"stepz": 3}, KeyError, "deep, rate, steps"),
+        ("01", "quick", {"steps": 3.5}, ValueError, "float"),
+        ("01", "quick", {"steps": True}, ValueError, "bool"),
+        ("01", "quick", {"rate": "1e-3"}, ValueError, "str"),
+    ],
+)
+def test_wrong_settings_name_what_is_valid(folder, notebook, profile, overrides, error, names):
+    with pytest.raises(error, match=names):
+        load_settings(notebook, profile, overrides, folder)
+
+
+def test_a_number_that_yaml_reads_as_text_is_refused(folder):
+    (folder / "profiles" / "quick.yaml").write_text('"01": {rate: 1e-3}\n')
+    with pytest.raises(ValueError, match="with a dot"):
+        load_settings("01", "quick", folder=folder)
+
+
+def test_lesson_takes_what_is_empty_from_the_environment(folder, monkeypatch, capsys):
+    monkeypatch.setenv("MEDSYNTH_NOTEBOOKS", str(folder))
+    monkeypatch.setenv("MEDSYNTH_PROFILE", "quick")
+    monkeypatch.setenv("MEDSYNTH_OUT_DIR", str(folder / "out"))
+    monkeypatch.setenv("DATA_DIR", str(folder))
+    lesson = open_lesson("01", "", 3, "", "", {"steps": 5})
+    assert lesson.out == folder.resolve() / "out" / "01" and lesson.out.is_dir()
+    assert (lesson.profile, lesson.seed, lesson.settings.steps) == ("quick", 3, 5)
+    assert lesson.data_dir == folder.resolve()
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and "profile quick" in line and "torch" in line
+    with pytest.raises(FileNotFoundError, match="DATA_DIR"):
+        open_lesson("01", data_dir=str(folder / "none"))
+    with pytest.raises(ValueError, match="SEED"):
+        open_lesson("01", seed=-1)
+
+
+def test_headless_without_a_kernel_or_by_request(monkeypatch):
+    monkeypatch.delenv("MEDSYNTH_HEADLESS", raising=False)
+    assert headless()
+    monkeypatch.setenv("MEDSYNTH_HEADLESS", "1")
+    assert headless()
+
+
+# ---- results
+
+
+def test_results_are_recorded_replaced_and_tabled(tmp_path):
+    results = Results(tmp_path / "01" / "results.json", "01", "quick", 0)
+    results.record("a/psnr", 1.0, unit="dB", paper=22.217)
+    results.record("a/psnr", np.float32(2.5), unit="dB", paper=22.217)
+    results.record("a/same", np.bool_(True))
+    results.record("a/late", "not run", note="needs a GPU")
+    stored = json.loads((tmp_path / "01" / "results.json").read_text())
+    assert [stored[key] for key in ("notebook", "profile", "seed")] == ["01", "quick", 0]
+    row = {"name": "a/psnr", "value": 2.5, "unit": "dB", "paper": 22.217, "note": ""}
+    assert stored["results"][0] == row and len(stored["results"]) == 3
+    table = results.table()
+    assert list(table.columns) == ["measured here", "unit", "paper", "note"]
+    assert list(table.loc["a/psnr"]) == ["2.5", "dB", "22.22", ""]
+    assert os.listdir(tmp_path / "01") == ["results.json"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.inf, "later", None, [1]])
+def test_a_result_must_be_a_number(tmp_path, value):
+    results = Results(tmp_path / "results.json")
+    with pytest.raises(ValueError, match="a/psnr"):
+        results.record("a/psnr", value)
+    assert json.loads((tmp_path / "results.json").read_text())["results"] == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    results = Results(tmp_path / "results.json")
+    results.record("a", 1)
+    before = (tmp_path / "results.json").read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(DataError, match="results.json: cannot be written"):
+        results.record("b", 2)
+    assert (tmp_path / "results.json").read_bytes() == before and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_compare_lists_what_is_missing_or_out_of_tolerance(tmp_path):
+    results = Results(tmp_path / "results.json")
+    for name, value in {"good": 1.04, "far": 2.0, "flag": True, "late": "not run"}.items():
+        results.record(name, value)
+    reference = {name: {"value": 1.0, "tolerance": 0.05, "reason": "seeds"} for name in ("good", "far", "late", "gone")}
+    reference["flag"] = {"value": True, "tolerance": 0, "reason": "an identity"}
+    (tmp_path / "reference.json").write_text(json.dumps(reference))
+    violations = compare(tmp_path / "results.json", tmp_path / "reference.json")
+    assert [line.split()[0] for line in violations] == ["far", "late", "gone"]
+
+
+# ---- exercises and student copies
+
+
+def test_check_says_what_failed_and_hints(capsys):
+    with check("double"):
+        assert 2 * 2 == 4
+    assert capsys.readouterr().out == "✓ double\n"
+    with pytest.raises(ExerciseNotSolved, match="(?s)double: 3 is odd.*Hint: multiply"):
+        with check("double", hint="multiply"):
+            raise AssertionError("3 is odd")
+    with pytest.raises(ExerciseNotSolved, match=r"does not hold yet  \(at `raise AssertionError`\)"):
+        with check("one"):
+            raise AssertionError
+    with pytest.raises(ExerciseNotSolved, match="TypeError"):
+        with check("none"):
+            len(None)
+    with pytest.raises(ExerciseNotSolved, match="not written yet"):
+        with check("stub"):
+            raise NotImplementedError
+
+
+def test_student_copy_has_no_solutions_and_no_outputs(tmp_path):
+    cells = [*GOOD, nbformat.v4.new_markdown_cell("Twice.", metadata={"tags": ["solution"]})]
+    cells[2] = cell("1 + 1")
+    cells[2].update(execution_count=1, outputs=[nbformat.v4.new_output("stream", text="2")])
+    write_book(tmp_path / "01_good.ipynb", *cells)
+    student_copy(tmp_path / "01_good.ipynb", tmp_path / "student" / "01_good.ipynb")
+    copy = nbformat.read(tmp_path / "student" / "01_good.ipynb", as_version=4)
+    tags = [tag for each in copy.cells for tag in each.metadata.get("tags", [])]
+    assert tags == ["parameters", "exercise", "check"]
+    assert all(not each.get("outputs") and each.get("execution_count") is None for each in copy.cells)
+    nbformat.validate(copy)
+
+
+def test_student_command(folder):
+    write_book(folder / "01_good.ipynb", *GOOD)
+    done = course("student", "--out", folder / "student", "--notebooks", folder)
+    assert done.returncode == 0 and (folder / "student" / "01_good.ipynb").is_file()
+    assert done.stdout.startswith("student copies: 1 notebooks in")
+
+
+# ---- runner and report
+
+
+def test_run_keeps_going_and_exits_1(ran):
+    out, done, summary = ran
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("report: ")
+    assert {"profile", "started", "versions", "notebooks"} == set(summary) and summary["profile"] == "quick"
+    rows = summary["notebooks"]
+    assert [row["name"] for row in rows] == ["01_good", "02_bad", "03_odd", "04_torn"]
+    assert [row["status"] for row in rows] == ["ok", "failed", "failed", "failed"]
+    assert set(rows[0]) == {"name", "status", "seconds", "peak_mib", "executed", "error"}
+    assert rows[0]["seconds"] > 0 and rows[0]["peak_mib"] > 100 and rows[0]["error"] is None
+    assert re.search(r"^01 good \.\.\. ok [\d.]+ s \d+ MiB$", done.stdout, re.MULTILINE)
+
+
+def test_a_failing_cell_leaves_the_partial_notebook_and_its_error(ran):
+    out, _, summary = ran
+    row = summary["notebooks"][1]
+    assert row["error"].startswith("cell [4]: ") and row["error"].endswith("ZeroDivisionError: division by zero")
+    assert "so far" in (out / row["executed"]).read_text() and (out / "02.stderr.txt").stat().st_size
+    assert "ZeroDivisionError" in (out / "index.html").read_text()
+
+
+def test_unknown_parameters_and_torn_files_fail_before_anything_runs(ran):
+    odd, torn = ran[2]["notebooks"][2:]
+    assert "OUT_DIR, DATA_DIR" in odd["error"] and odd["executed"] is None
+    assert "04_torn.ipynb cannot be read" in torn["error"] and torn["executed"] is None
+
+
+def test_report_needs_no_network(ran):
+    out = ran[0]
+    for path in sorted(out.glob("*.html")):
+        page = path.read_text()
+        assert not re.search(r"https?://\S*(cdn|unpkg|jsdelivr)", page), path
+        assert not re.search(r"""(src|poster|data)\s*=\s*["'](?!data:)""", page), path
+        assert not re.search(r"<link\b|@import|url\((?!['\"]?data:|['\"]?#)", page), path
+        assert all(tag.startswith("<a") for tag in re.findall(r"<\w+[^>]*href=[\"']http", page)), path
+    assert {path.name for path in out.glob("*.html")} == {"index.html", "01_good.html", "02_bad.html"}
+
+
+def test_report_shows_equations_solutions_numbers_and_figure(ran):
+    page, index = ((ran[0] / name).read_text() for name in ("01_good.html", "index.html"))
+    assert page.count("<math") == 5 and len(re.findall('<math[^>]*display="block"', page)) == 2
+    assert "$5 and $6" in page and "<code>$kept$</code>" in page and "<code>$$kept too$$</code>" in page
+    assert "fenced$" in page and "equation" not in re.sub(r"(?s)<style.*?</style>", "", page)
+    assert re.search(r'<details class="solution">.*return', page, re.DOTALL)
+    assert "21.93" in index and "22.22" in index and "An empty &lt;axis&gt;" in index and "image/png" in index
+
+
+def test_equations_that_cannot_be_converted_stay_readable():
+    match = report.MATH.search(r"$\left( x$")
+    assert "left(" in report.mathml(match)
+
+
+def test_report_command(ran, tmp_path):
+    (ran[0] / "index.html").unlink()
+    assert course("report", ran[0]).returncode == 0 and (ran[0] / "index.html").is_file()
+    assert course("report", tmp_path).returncode == 2
+
+
+def test_wrong_requests_exit_2_and_name_what_is_valid(folder):
+    write_book(folder / "01_good.ipynb", *GOOD)
+    done = course("run", "--notebooks", folder, "--out", folder / "out", "--only", "07")
+    assert done.returncode == 2 and "07: no such notebook; there are 01" in done.stderr
+    done = course("run", "--notebooks", folder, "--out", folder / "out", "--profile", "huge")
+    assert done.returncode == 2 and "quick" in done.stderr and not (folder / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_ends_the_children_and_keeps_the_summary(folder):
+    started = folder / "started"
+    sleep = f"import os, time, pathlib\npathlib.Path({str(started)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    write_book(folder / "01_long.ipynb", cell(PARAMETERS, "parameters"), cell(sleep))
+    write_book(folder / "02_next.ipynb", cell(PARAMETERS, "parameters"))
+    command = [sys.executable, "-m", "medsynth_lib.course", "run", "--notebooks", folder, "--out", folder / "out"]
+    runner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=60)
+    assert runner.returncode == 130
+    rows = json.loads((folder / "out" / "summary.json").read_text())["notebooks"]
+    assert [row["status"] for row in rows] == ["interrupted", "interrupted"]
+    assert not psutil.pid_exists(int(started.read_text())) and (folder / "out" / "index.html").is_file()
+
+
+def test_keep_writes_a_run_back_as_if_by_hand(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from medsynth_lib.course.committed_outputs import keep_outputs
+
+    figure, axis = plt.subplots()
+    axis.imshow(np.random.default_rng(0).random((200, 200)))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    png = base64.b64encode(buffer.getvalue()).decode()
+    cell = nbformat.v4.new_code_cell("x = 1", id="a")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "course.ipynb")
+    output = nbformat.v4.new_output("display_data", data={"image/png": png})
+    ran = nbformat.v4.new_code_cell("x = 1", id="a", execution_count=2, outputs=[output], metadata={"papermill": {}})
+    injected = nbformat.v4.new_code_cell("x = 2", id="b", metadata={"tags": ["injected-parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[injected, ran]), tmp_path / "run.ipynb")
+    keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+    (kept,) = nbformat.read(tmp_path / "course.ipynb", as_version=4).cells
+    assert kept.execution_count == 1 and not kept.metadata and 0 < len(kept.outputs[0].data["image/png"]) < len(png)
+    ran.source = "x = 3"
+    nbformat.write(nbformat.v4.new_notebook(cells=[ran]), tmp_path / "run.ipynb")
+    with pytest.raises(ValueError, match="another version of course.ipynb"):
+        keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+
+
+def test_compare_command_fails_on_a_value_out_of_tolerance(tmp_path):
+    from types import SimpleNamespace
+
+    from medsynth_lib.course import results
+
+    row = {"name": "simulator/brain volume", "value": 2000.0, "unit": "ml", "paper": None, "note": ""}
+    (tmp_path / "01").mkdir()
+    (tmp_path / "01" / "results.json").write_text(json.dumps({"profile": "quick", "results": [row]}))
+    assert results.main(SimpleNamespace(out=tmp_path)) == 1
+    assert results.main(SimpleNamespace(out=tmp_path / "01")) == 2
+
+
+def test_an_executed_notebook_is_written_now_and_then_and_at_the_end(monkeypatch):
+    written, now = [], [0.0]
+    monkeypatch.setattr(execute.engines, "write_ipynb", lambda nb, path: written.append(now[0]))
+    monkeypatch.setattr(execute.time, "monotonic", lambda: now[0])
+    manager = execute.SeldomSaving(nbformat.v4.new_notebook(), "x.ipynb", progress_bar=False)
+    for _ in range(50):
+        manager.save()
+        now[0] += 0.3
+    assert len(written) == 2 and written[1] - written[0] >= execute.EVERY
+    manager.end_time = manager.now()
+    manager.save()
+    assert len(written) == 3
+
+
+def test_the_grammar_of_web_addresses_is_not_read():
+    code = "import sys, medsynth_lib.course, nbformat; print('lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"

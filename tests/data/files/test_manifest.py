@@ -1,0 +1,286 @@
+"""Manifests: round trips, discovery of BraTS folders, splits without leaks."""
+
+import errno
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medsynth_lib.data.files.layouts import open_dataset
+from medsynth_lib.data.files.manifest import (
+    check_leaks,
+    find_cases,
+    five_folds,
+    paper_table_1,
+    read_manifest,
+    split_source_target,
+    write_manifest,
+)
+from medsynth_lib.data.files.nifti import DataError
+
+
+def scans(**per_site):
+    """A frame with so many subjects a site, subjects named by site."""
+    rows = [{"subject": f"{site}{i:03}", "site": site, "split": ""} for site, n in per_site.items() for i in range(n)]
+    return pd.DataFrame(rows)
+
+
+def make_brats(folder, name, modalities=("flair", "t1", "t1ce", "t2", "seg"), ending=".nii.gz"):
+    case = folder / name
+    case.mkdir(parents=True)
+    for modality in modalities:
+        (case / f"{name}_{modality}{ending}").touch()  # discovery reads names only
+
+
+# --- CSV ---
+
+
+def test_round_trip_keeps_text_and_numbers(tmp_path):
+    frame = scans(A=2).assign(subject=["007", "NA"], flair=["x/f.nii", ""], vent_ml=[17.5, np.nan], split="train")
+    write_manifest(frame, tmp_path / "manifest.csv")
+    back = read_manifest(tmp_path / "manifest.csv")
+    assert list(back.columns) == ["subject", "site", "split", "flair", "vent_ml"]
+    assert back["subject"].tolist() == ["007", "NA"] and back["flair"].tolist() == ["x/f.nii", ""]
+    assert back["vent_ml"][0] == 17.5 and np.isnan(back["vent_ml"][1])
+    assert back.attrs["root"] == tmp_path and back.iloc[1].attrs["root"] == tmp_path
+
+
+def test_missing_split_column_is_empty(tmp_path):
+    (tmp_path / "m.csv").write_text("subject,site\n1,A\n")
+    assert read_manifest(tmp_path / "m.csv").loc[0].to_dict() == {"subject": "1", "site": "A", "split": ""}
+
+
+def test_paths_follow_a_manifest_to_another_folder(tmp_path):
+    make_brats(tmp_path / "data", "BraTS19_CBICA_AAB_1")
+    write_manifest(find_cases(tmp_path / "data"), tmp_path / "lists" / "manifest.csv")
+    back = read_manifest(tmp_path / "lists" / "manifest.csv")
+    assert back["flair"][0].startswith("..") and (back.attrs["root"] / back["flair"][0]).is_file()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["not a readable CSV"]),
+        ("subject,split\n1,a\n", ["no column 'site'"]),
+        ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
+        ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
+        ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
+        ("subject,site\n/1,A\n", ["subject '/1'", "rename"]),
+        ("subject,site\n1,A\\B\n", ["site 'A", "rename"]),
+        (
+            "subject,site,split\n1,A,train\n2,A,training\n",
+            ["line 3", "'training'", "train, tune, test, adapt", "empty"],
+        ),
+        ("subject,site,split\n1,A,train\n2,A,\n3,A,\n", ["line 3 and 1 more have no split", "leave the column empty"]),
+        ("subject;site;age\n1;A;5\n", ["'subject;site;age'", "separate columns by commas"]),
+        ("subject;site;age\n1;A;5,5\n2;A;6,5,1\n", ["separate columns by commas"]),  # which pandas cannot parse
+        ("subject;site;age\n1;A;5,5\n", ["separate columns by commas"]),  # which looks like an index
+        ("subject,site,T1,t1\n1,A,a.nii,b.nii\n", ["columns ['T1', 't1'] are one"]),
+    ],
+)
+def test_bad_manifests(tmp_path, text, words):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path / "m.csv")
+    assert all(word in str(caught.value) for word in [str(tmp_path), *words])
+
+
+def test_known_columns_may_be_written_in_any_case(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("Subject, SITE,FLAIR,T1,Age\n007,NA,f.nii,t.nii,5\n")
+    frame = read_manifest(tmp_path / "m.csv")
+    assert frame.loc[0].to_dict() == dict(subject="007", site="NA", split="", flair="f.nii", t1="t.nii", Age=5)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_column_of_images_that_is_no_modality_is_named(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("subject,site,T2_FLAIR,dwi,note\n1,A,f.nii.gz,d.nii,see f.nii.gz of 2\n2,A,,,\n")
+    assert "T2_FLAIR" in read_manifest(tmp_path / "m.csv")
+    flair, dwi = capsys.readouterr().out.splitlines()
+    assert flair.startswith(f"{tmp_path}") and "column 'T2_FLAIR'" in flair and "did you mean flair?" in flair
+    assert "column 'dwi'" in dwi and "known are flair, t1" in dwi
+
+
+def test_missing_manifest(tmp_path):
+    with pytest.raises(DataError, match="m.csv: no such manifest"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_disk_full_leaves_the_earlier_manifest(tmp_path, monkeypatch):
+    path = tmp_path / "m.csv"
+    write_manifest(scans(A=1), path)
+    before = path.read_text()
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match="m.csv: cannot be written .No space left"):
+        write_manifest(scans(A=2), path)
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+# --- discovery ---
+
+
+def test_brats_2019_layout(tmp_path):
+    make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_CBICA_AAB_1")
+    make_brats(tmp_path / "Data_Training" / "LGG", "BraTS19_TCIA13_615_1", ending=".nii")
+    make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_2013_10_1", modalities=("flair", "t2"))
+    make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_TMC_06290_1")
+    (tmp_path / "Data_Training" / "notes").mkdir()
+    frame = find_cases(tmp_path).set_index("site")
+    assert sorted(frame.index) == ["2013", "CBICA", "TCIA", "TMC"]
+    assert frame.loc["TCIA", "subject"] == "BraTS19_TCIA13_615_1" and frame.loc["TCIA", "grade"] == "LGG"
+    assert frame.loc["CBICA", "t1ce"] == "Data_Training/HGG/BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz"
+    assert frame.loc["TCIA", "seg"].endswith("_seg.nii")
+    assert frame.loc["2013", ["t1", "t1ce", "seg"]].tolist() == [""] * 3 and frame.loc["2013", "t2"] != ""
+
+
+def test_brats_2020_sites_come_from_the_name_mapping(tmp_path):
+    for number in ("001", "002", "003"):
+        make_brats(tmp_path / "Training", f"BraTS20_Training_{number}")
+    (tmp_path / "Training" / "name_mapping.csv").write_text(
+        "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
+        "HGG,BraTS19_TCIA01_235_1,BraTS20_Training_001\nLGG,NA,BraTS20_Training_002\n"
+    )
+    frame = find_cases(tmp_path)
+    assert frame["site"].tolist() == ["TCIA", "unknown", "unknown"]
+    assert frame["grade"].tolist() == ["HGG", "LGG", ""]
+    assert frame["subject"][0] == "BraTS20_Training_001"
+
+
+def test_name_mapping_of_another_kind_is_refused(tmp_path):
+    make_brats(tmp_path, "BraTS20_Training_001")
+    (tmp_path / "name_mapping.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="name_mapping.csv: columns .*BraTS_2019_subject_ID"):
+        find_cases(tmp_path)
+
+
+def test_simulated_subject_keeps_its_id_at_both_sites(tmp_path):
+    make_brats(tmp_path, "BraTS19_SIMA_007_1")
+    make_brats(tmp_path, "BraTS19_SIMB_007_1")
+    frame = find_cases(tmp_path)
+    assert frame["subject"].tolist() == ["007", "007"] and frame["site"].tolist() == ["SIMA", "SIMB"]
+    with pytest.raises(DataError, match="007"):
+        split_source_target(frame.assign(subject=["007", "007"]), "SIMA", "SIMB", n_adapt=0)
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(DataError, match="no folder named like"):
+        find_cases(tmp_path)
+    make_brats(tmp_path, "BraTS19_CBICA_AAB_1", modalities=())
+    with pytest.raises(DataError, match="BraTS19_CBICA_AAB_1: none of"):
+        find_cases(tmp_path)
+
+
+def test_case_unpacked_twice(tmp_path):
+    make_brats(tmp_path / "a", "BraTS19_CBICA_AAB_1")
+    make_brats(tmp_path / "b", "BraTS19_CBICA_AAB_1")
+    with pytest.raises(DataError, match="repeated.*BraTS19_CBICA_AAB_1"):
+        find_cases(tmp_path)
+
+
+def test_open_dataset_prefers_the_manifest(tmp_path):
+    make_brats(tmp_path, "BraTS19_CBICA_AAB_1")
+    assert open_dataset(tmp_path)["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
+    write_manifest(scans(A=3), tmp_path / "manifest.csv")
+    assert len(open_dataset(tmp_path)) == 3
+
+
+# --- splits ---
+
+
+def test_leaks_are_named_across_sites():
+    frame = scans(A=3, B=3).assign(split=["train"] * 3 + ["test"] * 3)
+    check_leaks(frame)
+    frame.loc[4, "subject"] = "A001"
+    with pytest.raises(DataError, match="1 subject.*A001"):
+        check_leaks(frame)
+    check_leaks(frame.assign(split="train"))  # the same subject at two sites is no leak in itself
+    with pytest.raises(DataError, match="repeated.*A001"):
+        check_leaks(frame.assign(site="A"))
+
+
+def test_written_manifest_cannot_leak(tmp_path):
+    frame = scans(A=1, B=1).assign(subject="S", split=["train", "test"])
+    with pytest.raises(DataError, match="more than one split"):
+        write_manifest(frame, tmp_path / "m.csv")
+
+
+def test_split_reproduces_table_1():
+    table = paper_table_1()
+    for source, target, counts in (("CBICA", "TCIA", (146, 100, 139)), ("TCIA", "CBICA", (239, 100, 46))):
+        split = split_source_target(scans(CBICA=146, TCIA=239, TMC=9), source, target, n_adapt=100)
+        assert tuple((split["split"] == role).sum() for role in ("train", "adapt", "test")) == counts
+        assert set(split["site"]) == {"CBICA", "TCIA"}
+        printed = table[(table["direction"] == f"{source} -> {target}") & (table["method"] == "UDA")].iloc[0]
+        assert (printed["source"], int(printed["adapt"]), printed["test"]) == counts
+
+
+def test_a_site_of_a_name_mapping_is_no_path(tmp_path):
+    case = tmp_path / "BraTS20_Training_001"
+    case.mkdir()
+    (case / f"{case.name}_t1.nii.gz").write_bytes(b"x")
+    names = "BraTS_2019_subject_ID,BraTS_2020_subject_ID\nBraTS19_../evil_1_1,BraTS20_Training_001\n"
+    (tmp_path / "name_mapping.csv").write_text(names)
+    with pytest.raises(DataError, match="site '../evil' holds"):
+        find_cases(tmp_path)
+
+
+def test_splits_are_disjoint_random_and_repeatable():
+    frame = scans(A=10, B=20)
+    split = split_source_target(frame, "A", "B", n_adapt=8, n_tune=3, seed=1)
+    sets = [set(split.loc[split["split"] == role, "subject"]) for role in ("train", "adapt", "tune", "test")]
+    assert [len(s) for s in sets] == [10, 8, 3, 9] and len(set.union(*sets)) == 30
+    assert set(split.loc[split["split"] == "train", "site"]) == {"A"}
+    shuffled = split_source_target(frame.sample(frac=1, random_state=0), "A", "B", n_adapt=8, n_tune=3, seed=1)
+    pd.testing.assert_frame_equal(shuffled.sort_index(), split)  # the draw depends on the subjects, not on their order
+    assert not split_source_target(frame, "A", "B", n_adapt=8, seed=2)["split"].equals(
+        split_source_target(frame, "A", "B", n_adapt=8, seed=1)["split"]
+    )
+    assert (frame["split"] == "").all()
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(source="A", target="B", n_adapt=5), "n_adapt=5"),
+        (dict(source="A", target="B", n_adapt=3, n_tune=2), "n_tune=2"),
+        (dict(source="A", target="C", n_adapt=1), "'C'"),
+        (dict(source="A", target="A", n_adapt=1), "two of the sites"),
+    ],
+)
+def test_impossible_splits(arguments, words):
+    with pytest.raises(DataError, match=words):
+        split_source_target(scans(A=4, B=5), **arguments)
+
+
+def test_saved_split_is_not_remade():
+    with pytest.raises(DataError, match="already filled"):
+        split_source_target(scans(A=4, B=5).assign(split="train"), "A", "B", n_adapt=1)
+
+
+def test_five_folds_test_every_subject_once_at_every_site():
+    frame = pd.concat([scans(A=23, B=11), scans(A=23, B=11).assign(site="C")], ignore_index=True)
+    folds = five_folds(frame, seed=3)
+    assert folds.groupby("subject")["fold"].nunique().eq(1).all()  # both scans of a subject fall in one fold
+    assert set(folds["fold"]) == set(range(5)) and len(folds) == len(frame)
+    assert (folds.groupby("fold")["site"].nunique() == 3).all()
+    sizes = five_folds(scans(A=20, B=10)).groupby(["site", "fold"]).size()
+    assert sizes["A"].eq(4).all() and sizes["B"].eq(2).all()
+    pd.testing.assert_frame_equal(folds, five_folds(frame, seed=3))
+    assert not folds["fold"].equals(five_folds(frame, seed=4)["fold"]) and "fold" not in frame
+
+
+def test_too_few_subjects_for_the_folds():
+    with pytest.raises(DataError, match="site B has only 4"):
+        five_folds(scans(A=9, B=4))
+
+
+def test_table_1_notes_what_does_not_add_up():
+    table = paper_table_1()
+    assert len(table) == 6
+    wrong = table[(table["direction"] == "TCIA -> CBICA") & (table["method"] == "Without DA")].iloc[0]
+    assert wrong["source"] == 146 and "239" in wrong["note"]
+    assert table.loc[table["source"] == 0, "note"].str.contains("contradicts").all()

@@ -1,0 +1,179 @@
+"""DATA_DIR and the shipped models: real layouts take the same path, and what ships is what the lessons say it is."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from medsynth_lib.course.lesson import open_lesson
+from medsynth_lib.data.files.selection import pair_inputs, site_pair, split_sites
+from medsynth_lib.data.simulation.dataset import simulated_dataset
+from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects
+from medsynth_lib.experiments.lesson_data import kind_of, lesson_contract, lesson_manifest, lesson_volumes, volumes
+from medsynth_lib.experiments.trained_models import load
+from medsynth_lib.files import DataError
+from medsynth_lib.settings import load_settings, notebooks_folder
+
+
+@pytest.fixture
+def brats_folder(tmp_path):
+    """Six simulated subjects under the folder names of two real sites, with nobody at both, and without a manifest."""
+    frame = simulated_dataset(dict(train=6), (32, 32, 24), 7.5, folder=tmp_path / "simulated")
+    root = tmp_path / "brats" / "HGG"
+    for i, site in enumerate(["CBICA", "TCIA02"] * 3):
+        row = frame[(frame["site"] == ("SIMA" if site == "CBICA" else "SIMB"))].iloc[i]
+        name = f"BraTS19_{site}_{i:03d}_1"
+        for modality in ("flair", "t1", "t2", "seg"):  # t1ce is missing: nothing here needs it
+            target = root / name / f"{name}_{modality}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "simulated" / row[modality], target)
+    return tmp_path / "brats"
+
+
+def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(brats_folder))
+    lesson = open_lesson("02", "quick", out_dir=tmp_path / "out")
+    frame = lesson_manifest(lesson)
+    assert site_pair(frame) == ("CBICA", "TCIA")
+    assert frame.groupby("site")["split"].agg(lambda s: sorted(s)).tolist() == [["test", "train", "tune"]] * 2
+    sample = volumes(frame, lesson_contract(lesson, frame), "TCIA", "test")[0]
+    assert sample["x"].shape == (2, 40, 40, 30) and sample["seg"].any()
+
+
+def test_saved_splits_win_and_leaks_are_refused(brats_folder, tmp_path):
+    from medsynth_lib.data.files.manifest import find_cases, write_manifest
+
+    frame = find_cases(brats_folder)
+    frame["split"] = ["train", "test"] * 3
+    write_manifest(frame, brats_folder / "manifest.csv")
+    lesson = open_lesson("02", "quick", data_dir=brats_folder, out_dir=tmp_path / "out")
+    assert lesson_manifest(lesson)["split"].tolist() == ["train", "test"] * 3
+
+
+def test_splits_are_per_subject_and_repeatable():
+    frame = pd.DataFrame(
+        [dict(subject=f"{s}{i}", site=s, split="") for s, n in (("A", 40), ("B", 7)) for i in range(n)]
+    )
+    one, two, other = split_sites(frame, 0), split_sites(frame, 0), split_sites(frame, 1)
+    assert one.equals(two) and not one.equals(other)
+    assert one.groupby(["site", "split"]).size().to_dict() == {
+        ("A", "test"): 10, ("A", "train"): 26, ("A", "tune"): 4, ("B", "test"): 2, ("B", "train"): 4, ("B", "tune"): 1
+    }  # fmt: skip
+
+
+def test_sites_that_are_not_compared_may_be_small():
+    """A brain for HA-GAN may come from a site with one subject; a pair of sites may not."""
+    frame = pd.DataFrame([dict(subject=f"{i}", site="A" if i else "B", split="") for i in range(8)])
+    assert split_sites(frame, 0, pooled=True)["split"].value_counts().to_dict() == {"train": 5, "test": 2, "tune": 1}
+    with pytest.raises(DataError, match="site B has 1 subject"):
+        split_sites(frame, 0)
+
+
+def test_too_few_subjects_or_sites_are_named():
+    frame = pd.DataFrame([dict(subject=f"{i}", site="A", split="") for i in range(2)])
+    with pytest.raises(DataError, match="site A has 2 subject"):
+        split_sites(frame, 0)
+    with pytest.raises(DataError, match="only site A"):
+        site_pair(frame)
+
+
+WIDTH = load_settings("02", "lesson").width  # lesson 04's models are narrower, and only start there
+MODELS = sorted((notebooks_folder() / "pretrained").glob("pix2pix-*"))
+SHIPPED = [path for path in MODELS if load(path, "shipped").recipe["width"] == WIDTH]
+
+
+def test_two_models_ship_and_are_small():
+    assert [p.name.rsplit("-", 1)[0] for p in SHIPPED] == ["pix2pix-SIMA", "pix2pix-SIMB"]
+    for folder in SHIPPED:
+        assert sum(f.stat().st_size for f in folder.iterdir()) < 16e6
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
+def test_shipped_model_has_converged(folder):
+    """The tuning L1 changes by less than 1 % over the last fifth of training."""
+    history = load(folder, "shipped").history
+    late = history[history["step"] >= 0.8 * history["step"].max()]["tune_l1"]
+    assert abs(late.iloc[-1] / late.iloc[0] - 1) < 0.01
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
+def test_shipped_model_fits_the_profile_and_beats_the_baselines(folder, tmp_path):
+    """In its domain, on four test subjects: 3 dB above copying FLAIR, T2 or the mean T1, and its key is the lesson's."""
+    lesson = open_lesson("02", "lesson", out_dir=tmp_path)
+    model, s = load(folder, "shipped"), lesson.settings
+    assert {k: model.recipe[k] for k in ("width", "steps", "loss", "learning_rate")} == {
+        k: getattr(s, k) for k in ("width", "steps", "loss", "learning_rate")
+    }
+    frame = simulated_dataset(dict(train=4, test=4), tuple(s.shape), s.spacing, folder=tmp_path / "data")
+    model.require(lesson_contract(lesson, frame))
+    site = folder.name.split("-")[1]
+    train, test = (volumes(frame, model.contract, site, split) for split in ("train", "test"))
+    own = score_subjects(lambda sample: predict(model.networks["generator"], sample), test, test)["psnr"].mean()
+    for make in (copy_input(0), copy_input(1), mean_target(train)):
+        assert own > score_subjects(make, test, test)["psnr"].mean() + 3
+
+
+def own(tmp_path, text):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.csv").write_text(text)
+    return open_lesson("01", "quick", data_dir=tmp_path / "data", out_dir=tmp_path / "out")
+
+
+def test_inputs_follow_from_what_the_data_has():
+    frame = pd.DataFrame(dict(flair=["a", ""], t2=["b", "b"], pd=["", "c"], t1=["d", "d"]))
+    assert pair_inputs(frame) == ("flair", "t2") and pair_inputs(frame.iloc[1:]) == ("t2", "pd")
+    assert pair_inputs(frame.drop(columns="t1")) is None
+
+
+def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
+    lesson = own(tmp_path, "subject,site,ct\n" + "".join(f"p{i},X,p{i}.nii.gz\n" for i in range(4)))
+    with pytest.raises(DataError, match="cannot be used in lesson 01 .own: no scan has FLAIR and T2"):
+        lesson_manifest(lesson)
+    capsys.readouterr()
+    assert kind_of(lesson_manifest(lesson, required=False)) == "simulated"
+    assert "simulated data takes its place" in capsys.readouterr().out
+    chests = lesson_volumes(lesson, "ct")
+    assert kind_of(chests) == "real" and sorted(set(chests["split"])) == ["test", "train", "tune"]
+    assert kind_of(lesson_volumes(lesson, "t1", required=False)) == "simulated"
+
+
+def test_a_single_site_gives_way_or_is_refused(tmp_path, capsys):
+    """A pair of sites is needed: UPENN-GBM alone must not stop lesson 01, which also shows single volumes."""
+    rows = [
+        f"p{i},{'AB'[i == 0]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)
+    ]  # B's one lacks its T1
+    lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError, match="cannot be used in lesson 01 .own: only site A; a domain shift needs two"):
+        lesson_manifest(lesson)
+    capsys.readouterr()
+    assert kind_of(lesson_manifest(lesson, required=False)) == "simulated"
+    assert "only site A" in capsys.readouterr().out
+    assert kind_of(lesson_volumes(lesson, "t1")) == "real"
+
+
+def test_two_sets_of_one_site_each_are_a_pair(tmp_path):
+    for i in range(3):
+        for name in (f"UPENN-GBM-0000{i}_11", f"UCSF-PDGM-000{i}"):
+            for modality in ("FLAIR", "T1", "T2"):
+                (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "d" / name / f"{name}_{modality}.nii.gz").write_bytes(b"x")
+    lesson = open_lesson("01", "quick", data_dir=tmp_path / "d", out_dir=tmp_path / "out")
+    assert set(lesson_manifest(lesson)["site"]) == {"UPENN", "UCSF"}
+
+
+def test_scans_that_lack_an_input_are_left_out_and_counted(tmp_path, capsys):
+    rows = [f"p{i},{'AB'[i % 2]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]
+    frame = lesson_manifest(own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n"))
+    assert len(frame) == 7 and "1 of 8 scans lack one of flair, t2, t1" in capsys.readouterr().out
+
+
+def test_sites_can_be_chosen(tmp_path):
+    rows = "".join(
+        f"{s}{i},{s},f.nii.gz,t.nii.gz,y.nii.gz\n" for s, n in (("P", 9), ("Q", 8), ("R", 3)) for i in range(n)
+    )
+    lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + rows)
+    assert set(lesson_manifest(lesson)["site"]) == {"P", "Q"}
+    lesson = open_lesson(
+        "01", "quick", data_dir=lesson.data_dir, out_dir=tmp_path / "o", overrides=dict(real_sites=["P", "R"])
+    )
+    assert set(lesson_manifest(lesson)["site"]) == {"P", "R"}
