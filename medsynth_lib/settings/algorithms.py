@@ -1,0 +1,185 @@
+"""Settings of the algorithms: one frozen dataclass each, whose defaults are the paper's own values.
+
+Where a paper is silent, the default is the value of its public code. A field's comment gives its unit and its source.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What every training has: its length, its batches, its seed and its learning rate."""
+
+    algorithm: ClassVar[str] = ""  # the name that stands in recipe.yaml
+
+    steps: int = 1  # optimisation steps
+    batch_size: int = 1  # samples a step
+    validate_every: int = 100  # steps between two rows of the history
+    seed: int = 0  # of first weights, batches and random numbers
+    learning_rate: float = 1e-4  # at the beginning
+    constant_until: float = 1.0  # share of the steps before the rate falls linearly
+    decay_until: float = 2.0  # share of the steps at which the falling rate would be 0
+    final_learning_rate: float = 0.0  # the rate never falls below this value
+
+
+# -- paper 1: slice-VAE domain adaptation of a 3D pix2pix ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pix2PixSettings(TrainingSettings):
+    """The 3D pix2pix (section 2, 'Backbone'; section 3, 'Configuration of the training schedule')."""
+
+    algorithm: ClassVar[str] = "pix2pix"
+
+    width: int = 64  # channels of the widest layer; public code: 64
+    loss: str = "gan"  # "l1", the paper's text; "gan", the public code: LSGAN + 100 L1 + 1.5 feature matching
+    spatial: float = 0.5  # probability of a rotation and of each flip
+    intensity: float = 0.0  # probability of the contrast and brightness augmentation; row 1 of Table 2: none
+    steps: int = 17_520  # public code: 120 epochs of 146 pairs
+    validate_every: int = 500
+    constant_until: float = 0.4166666667  # public code: 50 of 120 epochs
+    decay_until: float = 1.0
+
+
+@dataclass(frozen=True)
+class SliceVAESettings(TrainingSettings):
+    """The slice-VAE and its 3D twin (section 2, equation 1)."""
+
+    algorithm: ClassVar[str] = "svae"
+
+    size: int = 256  # voxels along each axis of the padded cube
+    dims: int = 2  # 2: the slices of a volume are the batch; 3: volumes are
+    plane: str = "axial"  # "axial", "coronal" or "sagittal"; public code: coronal
+    slices: str = "all"  # which slices a step sees: "all", "first k", "spread k" or "random k"
+    norm: str = "batch"  # "batch" or "slice"
+    width: int = 256  # length of a slice's code at each of its 2 x 2 positions
+    loss: str = "elbo"  # "elbo", or with one or both misprints of equation 1: "reversed", "unsquared", "printed"
+    kl_weight: float = 0.001  # weight of the KL; the paper: 0.001; the public command: 0.01
+    steps: int = 43_800  # the paper: 300 epochs; of 146 volumes
+    validate_every: int = 146
+    final_learning_rate: float = 1e-5
+
+
+@dataclass(frozen=True)
+class SegmenterSettings(TrainingSettings):
+    """The tumour segmenter that judges synthetic images (section 3, 'Evaluation protocol'; ours)."""
+
+    algorithm: ClassVar[str] = "segmentation"
+
+    width: int = 8  # filters of the first layer
+    spatial: float = 0.5  # probability of a rotation and of each flip
+    intensity: float = 0.5  # probability of the contrast and brightness augmentation
+    steps: int = 400
+    validate_every: int = 50
+    learning_rate: float = 0.002
+    constant_until: float = 0.5
+    decay_until: float = 1.0
+    final_learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class AdaptationSettings(TrainingSettings):
+    """Adaptation of a trained synthesiser (section 2, equation 2)."""
+
+    algorithm: ClassVar[str] = "adaptation"
+
+    divergence: str = "kl"  # between P(Y_s) and the posterior of a generated volume; a key of `DIVERGENCES`
+    rho: float = 0.0  # norm of the latent gradient as a multiple of the supervised one; 0: continued training
+    prior: str = "bank"  # "bank": all source volumes; "pair": the one source volume of the sample
+    steps: int = 500  # the paper: 5 epochs
+    learning_rate: float = 1e-6
+    final_learning_rate: float = 1e-6
+
+
+# -- paper 2: HA-GAN --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HAGANSettings(TrainingSettings):
+    """HA-GAN as the paper prints it (section II)."""
+
+    algorithm: ClassVar[str] = "hagan"
+
+    size: int = 256  # voxels along each axis, S; section II-E
+    latent: int = 1024  # length of a code Z; section II-E (section IV has 1,000)
+    c: int = 32  # channels of the widest features at full resolution; public code
+    fraction: float = 1 / 8  # of the volume that a sub-volume takes; section II-E: 32 of 256 slices
+    lam: float = 5.0  # lambda_1 = lambda_2 of equation 8
+    discriminator_rate: float = 4.0  # learning rate of D^H and D^L as a multiple of the others'; section II-E
+    average: float = 0.0  # decay of the generator's running mean, which samples come from; the paper: none
+    lean: bool = False  # the same mathematics in less time and memory
+    channels_last: bool = False  # memory layout of the weights
+    steps: int = 80_000  # public code
+    batch_size: int = 4  # section II-E
+    validate_every: int = 1000
+
+
+@dataclass(frozen=True)
+class JointHAGANSettings(HAGANSettings):
+    """The departure of this course: G and E^G learn equation 7 together, recovery comes first."""
+
+    algorithm: ClassVar[str] = "hagan_joint"
+
+    kl_weight: float = 0.02  # weight of KL(q(z | X) || N(0, I)), a sum over the code's elements
+    recovery_first: float = 0.6  # share of the steps before the adversarial training phase
+    beta_1: float = 0.5  # of Adam; section II-E: 0
+    encoder_rate: float = 0.05  # learning rate of E^G as a multiple of G's
+
+
+@dataclass(frozen=True)
+class StructureSettings(TrainingSettings):
+    """The segmenter of twelve brain structures (section IV-C, Fig. 6, which takes FreeSurfer; ours)."""
+
+    algorithm: ClassVar[str] = "structures"
+
+    width: int = 16  # filters of the first layer
+    steps: int = 2000
+    learning_rate: float = 0.003
+    constant_until: float = 0.5
+    decay_until: float = 1.0
+    final_learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class BaselineSettings(TrainingSettings):
+    """A baseline of section IV: WGAN, VAE-GAN, alpha-GAN or Progressive GAN."""
+
+    size: int = 64  # voxels along each axis
+    latent: int = 1000  # length of a code; section IV
+    width: int = 64  # channels of the layer at full resolution
+    widest: int = 512  # no layer has more channels
+
+
+@dataclass(frozen=True)
+class WGANSettings(BaselineSettings):
+    algorithm: ClassVar[str] = "WGAN"
+
+
+@dataclass(frozen=True)
+class VAEGANSettings(BaselineSettings):
+    algorithm: ClassVar[str] = "VAE-GAN"
+
+
+@dataclass(frozen=True)
+class AlphaGANSettings(BaselineSettings):
+    algorithm: ClassVar[str] = "alpha-GAN"
+
+
+@dataclass(frozen=True)
+class ProgressiveGANSettings(BaselineSettings):
+    algorithm: ClassVar[str] = "Progressive GAN"
+
+    width: int = 16  # ours in 3D
+
+
+def settings_class(algorithm: str) -> type[TrainingSettings]:
+    """Find the settings of an algorithm by the name that stands in recipe.yaml."""
+    found = {cls.algorithm: cls for cls in _subclasses(TrainingSettings) if cls.algorithm}
+    if algorithm not in found:
+        raise ValueError(f"algorithm {algorithm!r} is unknown; use one of {', '.join(sorted(found))}")
+    return found[algorithm]
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]
