@@ -21,7 +21,6 @@ from medsynth_lib.course.results import Results, compare
 from medsynth_lib.course.student import student_copy
 from medsynth_lib.files import DataError
 from medsynth_lib.processes import headless
-from medsynth_lib.settings import load_settings
 
 PARAMETERS = 'PROFILE = ""\nSEED = 0\nDATA_DIR = ""\nOUT_DIR = ""\nOVERRIDES = {}'
 PROFILE = '"01": {steps: 3, rate: 1.0e-3, deep: true}\n02: {}\n"03": {}\n"04": {}\n'
@@ -106,38 +105,6 @@ def ran(tmp_path_factory):
 
 
 # ---- profiles and lessons
-
-
-def test_settings_are_read_and_overridden(folder):
-    settings = load_settings("01", "quick", {"rate": 1, "steps": 9}, folder)
-    assert (settings.steps, settings.rate, settings.deep) == (9, 1.0, True)
-    assert repr(load_settings("02", "quick", folder=folder)) == "Settings()"
-    with pytest.raises(AttributeError, match="OVERRIDES"):
-        settings.steps = 4
-    with pytest.raises(AttributeError, match="deep, rate, steps"):
-        _ = settings.stops
-
-
-@pytest.mark.parametrize(
-    "notebook, profile, overrides, error, names",
-    [
-        ("01", "quik", None, ValueError, "quick"),
-        ("09", "quick", None, KeyError, "01, 02"),
-        ("01", "quick", {"stepz": 3}, KeyError, "deep, rate, steps"),
-        ("01", "quick", {"steps": 3.5}, ValueError, "float"),
-        ("01", "quick", {"steps": True}, ValueError, "bool"),
-        ("01", "quick", {"rate": "1e-3"}, ValueError, "str"),
-    ],
-)
-def test_wrong_settings_name_what_is_valid(folder, notebook, profile, overrides, error, names):
-    with pytest.raises(error, match=names):
-        load_settings(notebook, profile, overrides, folder)
-
-
-def test_a_number_that_yaml_reads_as_text_is_refused(folder):
-    (folder / "profiles" / "quick.yaml").write_text('"01": {rate: 1e-3}\n')
-    with pytest.raises(ValueError, match="with a dot"):
-        load_settings("01", "quick", folder=folder)
 
 
 def test_lesson_takes_what_is_empty_from_the_environment(folder, monkeypatch, capsys):
