@@ -39,14 +39,22 @@ def main() -> int:
     add.add_argument("out", metavar="DIR", help="the run's folder, which holds the executed notebooks")
     add.set_defaults(module="committed_outputs")
 
-    add = commands.add_parser("sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps")
+    add = commands.add_parser(
+        "sweep", help="run lesson 04's comparison cell by cell, then merge it into notebooks/sweeps"
+    )
     add.add_argument("--profile", default="lesson", help="default: lesson")
-    add.add_argument("--only", default="", metavar="TEXT,TEXT", help="methods whose names hold one of these; default: all")
+    add.add_argument(
+        "--only", default="", metavar="TEXT,TEXT", help="methods whose names hold one of these; default: all"
+    )
     add.add_argument("--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines")
-    add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)")
+    add.add_argument(
+        "--jobs", type=_positive, default=1, help="processes, one thread each (MEDSYNTH_THREADS changes that)"
+    )
     add.set_defaults(module="medsynth_lib.experiments.sweep")
 
-    add = commands.add_parser("vae-sweep", help="run lesson 03's comparisons longer and with seeds, merged into notebooks/sweeps")
+    add = commands.add_parser(
+        "vae-sweep", help="run lesson 03's comparisons longer and with seeds, merged into notebooks/sweeps"
+    )
     add.add_argument("--profile", default="lesson", help="default: lesson")
     add.add_argument("--jobs", type=_positive, default=1, help="processes, one thread each")
     add.set_defaults(module="medsynth_lib.experiments.slice_vae")

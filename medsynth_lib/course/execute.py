@@ -5,6 +5,7 @@ Before and after each cell, of text too, papermill writes all pictures so far: s
 """
 
 import time
+from typing import Any
 
 from papermill import cli, engines
 
@@ -12,11 +13,12 @@ EVERY = 10  # seconds: at most so much is missing from the notebook of a run tha
 
 
 class SeldomSaving(engines.NotebookExecutionManager):
-    """What papermill tells about its cells; it saves at the first, then now and then, and at the end, which may be a failure."""
+    """Save what papermill tells about its cells at the first one, then now and then, and at the end or a failure."""
 
-    due = 0.0
+    due = 0.0  # monotonic time of the next save, in seconds
 
-    def save(self, **kwargs):
+    def save(self, **kwargs: Any) -> None:
+        """Write the notebook where that is due; papermill calls this before and after each cell."""
         if self.end_time or time.monotonic() >= self.due:
             super().save(**kwargs)
             self.due = time.monotonic() + EVERY

@@ -1,21 +1,26 @@
 """Checks that tell a student what is missing, without a page of traceback."""
 
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class ExerciseNotSolved(AssertionError):
     """An exercise's check did not pass yet."""
 
-    def _render_traceback_(self):  # IPython shows these lines instead of a traceback
+    def _render_traceback_(self) -> list[str]:  # IPython shows these lines instead of a traceback
         return [f"{type(self).__name__}: {self}"]
 
 
 @contextmanager
-def check(name: str, hint: str = ""):
+def check(name: str, hint: str = "") -> Iterator[None]:
     """Run the asserts in the body of `with check(...)`: print a tick, or say what failed.
 
-    name: the exercise.  hint: what to try next.  Raises ExerciseNotSolved for any exception in the body.
+    Args:
+        name: the exercise.
+        hint: what to try next.
+
+    Raises: ExerciseNotSolved for any exception in the body.
     """
     try:
         yield
@@ -25,7 +30,8 @@ def check(name: str, hint: str = ""):
     print(f"✓ {name}")
 
 
-def _what_failed(error) -> str:
+def _what_failed(error: Exception) -> str:
+    """One sentence about an error in the student's code, with the line of the check where it arose."""
     if isinstance(error, NotImplementedError):
         return "not written yet."
     line = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)

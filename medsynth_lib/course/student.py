@@ -8,23 +8,29 @@ from medsynth_lib.files import atomic
 from medsynth_lib.settings import notebooks_folder
 
 
-def student_copy(notebook_path, out_path):
+def student_copy(notebook: Path, copy: Path) -> None:
     """Write a notebook without its cells tagged `solution`, its outputs and its execution counts."""
-    notebook = nbformat.read(notebook_path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "solution" not in cell.metadata.get("tags", [])]
-    for cell in notebook.cells:
+    book = nbformat.read(notebook, as_version=4)
+    book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
+    for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.metadata.pop("widgets", None)
-    with atomic(out_path) as temporary:
-        nbformat.write(notebook, temporary)
+    book.metadata.pop("widgets", None)
+    with atomic(copy) as temporary:
+        nbformat.write(book, temporary)
 
 
-def main(arguments) -> int:
-    """Command `student`: copy every notebook; returns the exit status."""
-    folder = Path(arguments.notebooks or notebooks_folder())
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+def student_copies(out: str | Path, notebooks: str | Path | None = None) -> int:
+    """Copy all notebooks without solutions and outputs.
+
+    Args:
+        out: folder that receives the copies.
+        notebooks: folder of NN_*.ipynb; None: the course's.
+
+    Returns: the exit status: 0, or 1 where there is no notebook.
+    """
+    paths = sorted(Path(notebooks or notebooks_folder()).glob("[0-9][0-9]_*.ipynb"))
     for path in paths:
-        student_copy(path, Path(arguments.out) / path.name)
-    print(f"student copies: {len(paths)} notebooks in {arguments.out}")
+        student_copy(path, Path(out) / path.name)
+    print(f"student copies: {len(paths)} notebooks in {out}")
     return 0 if paths else 1
