@@ -1,4 +1,4 @@
 """medsynth: 3D medical image synthesis, taught by implementing two papers completely.
 
-One direction: data -> models -> training -> evaluation -> display; `course` runs the notebooks. See README.md.
+CONTRIBUTING.md draws the rooms of this library and which of them may import which; README.md says where to start.
 """

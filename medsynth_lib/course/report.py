@@ -6,11 +6,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import nbformat
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 
 from medsynth_lib.course.results import show
 from medsynth_lib.files import atomic
@@ -49,7 +51,7 @@ img { max-width: 100%; height: auto; }
 """
 
 MATH = re.compile(
-    r"""(?P<keep> ^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[ ]*$   # a fenced block
+    r"""(?P<literal> ^[ ]*(?P<fence>`{3,}|~{3,}).*?^[ ]*(?P=fence)[ ]*$   # a fenced block
                 | (?<!`)(?P<ticks>`+)(?!`)(?:(?!\n\s*\n).)+?(?<!`)(?P=ticks)(?!`)  # a code span
                 | \\[\\$] )                                                         # an escaped dollar
       | \$\$(?P<display>.+?)\$\$
@@ -63,24 +65,26 @@ CONVERTER_SLIPS = {"<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>", ">\\{<": ">{<", "
 class PageExporter(HTMLExporter):
     """nbconvert's lab page with equations as MathML, embedded images and folded solutions."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(raw_template=PAGE, embed_images=True)
 
     @jinja2.pass_context
-    def markdown2html(self, context, source):
+    def markdown2html(self, context: Any, source: str) -> str:
         """Convert Markdown; equations bypass the converter, which would read their _ and | as its own."""
-        equations = []
+        equations: list[re.Match] = []
 
-        def hide(match):
-            if match["keep"]:
+        def hide(match: re.Match) -> str:
+            if match["literal"]:
                 return match[0]
             equations.append(match)
             return f"equation{len(equations) - 1}hidden"
 
-        def restore(match):
+        def restore(match: re.Match) -> str:
             return re.sub(r"equation(\d+)hidden", lambda m: value(equations[int(m[1])], match[0]), match[0])
 
-        def value(equation, where):  # inside a tag (an anchor, an alternative text) stands the TeX source
+        def value(
+            equation: re.Match, where: str
+        ) -> str:  # inside a tag (an anchor, an alternative text) stands the TeX source
             return html.escape(equation[0]) if where.startswith("<") else mathml(equation)
 
         page = super().markdown2html(context, MATH.sub(hide, source))
@@ -88,7 +92,7 @@ class PageExporter(HTMLExporter):
 
 
 def mathml(equation: re.Match) -> str:
-    """MathML of a match of MATH; the TeX source as code where it cannot be converted."""
+    """Convert a match of MATH to MathML; the TeX source as code where that fails."""
     tex = equation["inline"] or equation["display"] or equation["environment"]
     tex = re.sub(r"\\(label|tag)\{[^}]*\}|\\(nonumber|notag)", "", tex)
     tex = re.sub(r"\\(begin|end)\{equation\*?\}", "", tex)
@@ -102,20 +106,23 @@ def mathml(equation: re.Match) -> str:
     return page
 
 
-def main(arguments) -> int:
-    """Command `report`: returns the exit status."""
-    if not (Path(arguments.out) / "summary.json").is_file():
-        print(f"{arguments.out} holds no summary.json; give the folder of a run.", file=sys.stderr)
+def report_again(out: str | Path) -> int:
+    """Write the report of an earlier run again; returns the exit status, 2 where the folder is not of a run."""
+    if not (Path(out) / "summary.json").is_file():
+        print(f"{out} holds no summary.json; give the folder of a run.", file=sys.stderr)
         return 2
-    print(f"report: {write_report(arguments.out)}")
+    print(f"report: {write_report(out)}")
     return 0
 
 
-def write_report(out, notebooks=None) -> Path:
+def write_report(out: str | Path, notebooks: Path | None = None) -> Path:
     """Write index.html and a page for each executed notebook of a run.
 
-    out: the run's folder, with summary.json.  notebooks: their folder, where pictures in Markdown are found.
-    Returns the path of index.html.
+    Args:
+        out: the run's folder, with summary.json.
+        notebooks: their folder, where pictures in Markdown are found; None: the course's.
+
+    Returns: the path of index.html.
     """
     out = Path(out)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
@@ -126,15 +133,16 @@ def write_report(out, notebooks=None) -> Path:
     return out / "index.html"
 
 
-def write_page(exporter, notebook, path, pictures):
-    """Write an executed notebook as one self-contained HTML file; pictures: folder of its Markdown pictures."""
+def write_page(exporter: HTMLExporter, notebook: NotebookNode, path: Path, pictures: Path) -> None:
+    """Write an executed notebook as one self-contained HTML file; `pictures` is the folder of its Markdown pictures."""
     notebook.metadata.pop("widgets", None)  # without a widget manager the static output must stand in
     resources = {"metadata": {"name": path.stem, "path": str(pictures)}}
     with atomic(path) as temporary:
         temporary.write_text(exporter.from_notebook_node(notebook, resources)[0], encoding="utf-8")
 
 
-def _card(out: Path, row: dict, exporter, pictures) -> str:
+def _card(out: Path, row: dict, exporter: HTMLExporter, pictures: Path) -> str:
+    """One notebook on the index: state, picture, numbers and links; its page is written on the way."""
     number, title = row["name"][:2], row["name"][3:].replace("_", " ").capitalize()
     head = f"<h2><span>{number}</span>{html.escape(title)}</h2>"
     links = ""

@@ -19,40 +19,63 @@ import psutil
 
 from medsynth_lib.course.report import write_report
 from medsynth_lib.files import atomic
-from medsynth_lib.settings import notebooks_folder
+from medsynth_lib.settings import BASE, notebooks_folder
 
 PACKAGES = ("medsynth", "torch", "monai", "numpy", "lightning-fabric", "papermill")
 
 
-def main(arguments) -> int:
-    """Command `run`: 0 where every notebook ran, 1 where one failed, 2 for a wrong request, 130 after Ctrl-C."""
-    folder = Path(arguments.notebooks or notebooks_folder()).resolve()
-    out = Path(arguments.out or Path("build") / arguments.profile).resolve()
+def run_notebooks(
+    profile: str = "quick",
+    only: str = "",
+    out: str | Path | None = None,
+    jobs: int = 1,
+    data_dir: str | Path | None = None,
+    notebooks: str | Path | None = None,
+    cell_timeout: int = 3600,
+) -> int:
+    """Execute notebooks, each in its own process, and write one report.
+
+    Args:
+        profile: name of a profile.
+        only: numbers of the notebooks, such as "01,02"; "" runs all.
+        out: folder of executed notebooks, results and report; None: build/PROFILE.
+        jobs: notebooks at a time; they share the cores.
+        data_dir: folder of real data; None: simulated subjects.
+        notebooks: folder of NN_*.ipynb and profiles/; None: the course's.
+        cell_timeout: seconds that a cell may take.
+
+    Returns: the exit status: 0 where every notebook ran, 1 where one failed, 2 for a wrong request, 130 after Ctrl-C.
+    """
+    folder = Path(notebooks or notebooks_folder()).resolve()
+    target = Path(out or Path("build") / profile).resolve()
     try:
-        paths = select(folder, arguments.only, arguments.profile)
-        if arguments.data_dir and not Path(arguments.data_dir).is_dir():
-            raise ValueError(f"--data-dir {arguments.data_dir} is not a folder.")
+        paths = select(folder, only, profile)
+        if data_dir and not Path(data_dir).is_dir():
+            raise ValueError(f"--data-dir {data_dir} is not a folder.")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits an ignored SIGINT
         signal.signal(number, signal.default_int_handler)
-    data_dir = str(Path(arguments.data_dir).resolve()) if arguments.data_dir else ""
-    parameters = {"PROFILE": arguments.profile, "OUT_DIR": str(out), "DATA_DIR": data_dir}
-    rows = run_all(paths, out, parameters, arguments.jobs, arguments.cell_timeout)
-    print(f"report: {os.path.relpath(write_report(out, folder))}")
+    scans = str(Path(data_dir).resolve()) if data_dir else ""
+    parameters = {"PROFILE": profile, "OUT_DIR": str(target), "DATA_DIR": scans}
+    rows = run_all(paths, target, parameters, jobs, cell_timeout)
+    print(f"report: {os.path.relpath(write_report(target, folder))}")
     states = {row["status"] for row in rows}
     return 130 if "interrupted" in states else int(states != {"ok"})
 
 
 def select(folder: Path, only: str, profile: str) -> list[Path]:
-    """The notebooks NN_*.ipynb in `folder`, or those whose numbers `only` lists; ValueError names what there is."""
+    """List the notebooks NN_*.ipynb of a folder, or those whose numbers `only` has.
+
+    Raises: ValueError for an unknown number or profile, naming what there is.
+    """
     paths = {path.name[:2]: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    profiles = sorted(path.stem for path in (folder / "profiles").glob("*.yaml"))
+    profiles = sorted({BASE, *(path.stem for path in (folder / "profiles").glob("*.yaml"))})
     if not paths:
         raise ValueError(f"{folder} holds no notebooks named NN_*.ipynb; give --notebooks.")
     if profile not in profiles:
-        raise ValueError(f"Unknown profile {profile!r}; there are {', '.join(profiles) or 'none'}.")
+        raise ValueError(f"Unknown profile {profile!r}; there are {', '.join(profiles)}.")
     wanted = [number.strip().zfill(2) for number in only.split(",")] if only else list(paths)
     for number in wanted:
         if number not in paths:
@@ -60,16 +83,27 @@ def select(folder: Path, only: str, profile: str) -> list[Path]:
     return [paths[number] for number in sorted(set(wanted))]
 
 
-def run_all(paths, out: Path, parameters: dict, jobs: int, cell_timeout: int) -> list[dict]:
-    """Run notebooks `jobs` at a time, writing summary.json after each; Ctrl-C stops them and keeps the summary."""
+def run_all(paths: list[Path], out: Path, parameters: dict[str, str], jobs: int, cell_timeout: int) -> list[dict]:
+    """Run notebooks, writing summary.json after each; Ctrl-C stops them and keeps the summary.
+
+    Args:
+        paths: the notebooks.
+        out: folder of all that is written.
+        parameters: values of the notebooks' parameters, by name.
+        jobs: notebooks at a time.
+        cell_timeout: seconds that a cell may take.
+
+    Returns: a row a notebook, as in summary.json.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
     summary = {
         "profile": parameters["PROFILE"],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
-        "notebooks": [],
+        "notebooks": rows,
     }
-    stop, rows = threading.Event(), summary["notebooks"]
+    stop = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(run_one, path, out, parameters, jobs, cell_timeout, stop) for path in paths]
         try:
@@ -84,8 +118,21 @@ def run_all(paths, out: Path, parameters: dict, jobs: int, cell_timeout: int) ->
     return rows
 
 
-def run_one(path: Path, out: Path, parameters: dict, jobs: int, cell_timeout: int, stop) -> dict:
-    """Run one notebook in a papermill process of its own and return its row of the summary."""
+def run_one(
+    path: Path, out: Path, parameters: dict[str, str], jobs: int, cell_timeout: int, stop: threading.Event
+) -> dict:
+    """Run one notebook in a papermill process of its own.
+
+    Args:
+        path: the notebook.
+        out: folder of all that is written.
+        parameters: values of its parameters, by name.
+        jobs: notebooks that share the cores.
+        cell_timeout: seconds that a cell may take.
+        stop: set where the notebook should end at once.
+
+    Returns: its row of the summary: name, status, seconds, peak_mib, executed (a file name) and error.
+    """
     number, title = path.name[:2], path.stem.replace("_", " ")
     row = {"name": path.stem, "status": "interrupted", "seconds": 0.0, "peak_mib": 0, "executed": None, "error": None}
     if stop.is_set():
@@ -100,7 +147,8 @@ def run_one(path: Path, out: Path, parameters: dict, jobs: int, cell_timeout: in
         row["status"] = "failed"
     else:
         started = time.monotonic()
-        status, row["peak_mib"] = _papermill(path, executed, log, parameters, jobs, cell_timeout, stop)
+        command = _papermill(path, executed, parameters, cell_timeout)
+        status, row["peak_mib"] = _watch(command, log, _surroundings(path.parent, jobs), stop)
         row["seconds"] = round(time.monotonic() - started, 1)
         row["status"] = "interrupted" if status is None else "failed" if status else "ok"
         row["executed"], row["error"] = _outcome(executed, log, row["status"])
@@ -111,32 +159,43 @@ def run_one(path: Path, out: Path, parameters: dict, jobs: int, cell_timeout: in
     return row
 
 
-def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
-    """Exit status of papermill (None: stopped) and the peak of its process tree's resident memory in MiB."""
-    cores = os.environ.get("MEDSYNTH_THREADS") or os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, where a scheduler gave us fewer
-        cores = min(int(cores), len(os.sched_getaffinity(0)))
-    threads = str(max(1, int(cores) // jobs))
-    environment = os.environ | {
-        "MEDSYNTH_HEADLESS": "1",
-        "MEDSYNTH_NOTEBOOKS": str(path.parent),
-        "MEDSYNTH_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        # Threads that spin for long while they wait slow down whoever shares the cores; those that do not spin at all come too
-        # late for the next layer of a small network: with 50,000 turns a slice-VAE's step takes 125 ms, without 216.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "50000",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a caller's Agg would lose every figure
-    }
+def _papermill(path: Path, executed: Path, parameters: dict[str, str], cell_timeout: int) -> list[str]:
+    """The command that executes one notebook."""
     command = [sys.executable, "-m", "medsynth_lib.course.execute", str(path), str(executed)]
     command += ["--kernel", "python3", "--log-output"]
     command += ["--cwd", str(path.parent), "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
     for name, value in parameters.items():
         command += ["--parameters_raw", name, value]
+    return command
+
+
+def _surroundings(notebooks: Path, jobs: int) -> dict[str, str]:
+    """The environment of a notebook's process: its share of the cores, and no widgets."""
+    cores = int(os.environ.get("MEDSYNTH_THREADS") or os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, where a scheduler gave us fewer
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    threads = str(max(1, cores // jobs))
+    return os.environ | {
+        "MEDSYNTH_HEADLESS": "1",
+        "MEDSYNTH_NOTEBOOKS": str(notebooks),
+        "MEDSYNTH_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        # Threads that spin for long while they wait slow down whoever shares the cores. Threads that do not spin at all come
+        # too late for the next layer of a small network.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "50000",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a caller's Agg would lose every figure
+    }
+
+
+def _watch(
+    command: list[str], log: Path, surroundings: dict[str, str], stop: threading.Event
+) -> tuple[int | None, int]:
+    """Exit status of a command (None: stopped) and the peak of its process tree's resident memory in MiB."""
     peak = 0
     with open(log, "wb") as stream:  # a session of its own, so that Ctrl-C reaches the runner alone
         process = psutil.Popen(
-            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=surroundings, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         while process.poll() is None and not stop.wait(1.0):  # to look five times a second takes an eighth of a core
             peak = max(peak, _resident(process))
@@ -146,7 +205,7 @@ def _papermill(path, executed, log, parameters, jobs, cell_timeout, stop):
     return process.returncode, peak // 2**20
 
 
-def _resident(process) -> int:
+def _resident(process: psutil.Process) -> int:
     """Bytes resident in a process and its children; pages that forked workers share count once (on Linux)."""
     total = 0
     try:
@@ -158,7 +217,7 @@ def _resident(process) -> int:
     return total
 
 
-def _end(process):
+def _end(process: psutil.Process) -> None:
     """Terminate a process and its children; kill what is left after 5 s."""
     tree = [process, *process.children(recursive=True)]
     for each in tree:
@@ -170,7 +229,7 @@ def _end(process):
         each.kill()
 
 
-def _unknown_parameters(path, parameters) -> str | None:
+def _unknown_parameters(path: Path, parameters: dict[str, str]) -> str | None:
     """A sentence where the notebook's parameters cell lacks a name (papermill itself would only warn)."""
     try:
         cells = nbformat.read(path, as_version=4).cells
@@ -184,7 +243,7 @@ def _unknown_parameters(path, parameters) -> str | None:
     return None
 
 
-def _outcome(executed, log, status):
+def _outcome(executed: Path, log: Path, status: str) -> tuple[str | None, str | None]:
     """Name of the executed notebook (None where unreadable), and the last lines of the error with its cell."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
@@ -202,10 +261,12 @@ def _outcome(executed, log, status):
 
 
 def _plain(text: str) -> str:
+    """Text of a terminal without its colours and its padding."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text).replace(" " * 20, "")
 
 
-def _write_summary(out, summary):
+def _write_summary(out: Path, summary: dict) -> None:
+    """Write summary.json, its notebooks by name."""
     summary["notebooks"].sort(key=lambda row: row["name"])
     with atomic(out / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medsynth_lib.models.divergence import DIVERGENCES, kl
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.training.loop import Algorithm, Run
 from medsynth_lib.training.pix2pix import l1_loss
 from medsynth_lib.training.svae import images
 
@@ -60,7 +60,7 @@ def aggregate(mean, log_variance):
     return mean.mean(0, keepdim=True), variance.log()[None]
 
 
-class Adaptation:
+class Adaptation(Algorithm):
     """Supervised source steps and a divergence between the source's slice posteriors and those of generated target volumes.
 
     ``recipe`` keys: profile, divergence, rho, prior, and the learning rate's schedule.
@@ -77,51 +77,42 @@ class Adaptation:
 
     READS = ("x", "y", "mask", "target_x", "target_mask", "index")
 
-    def __init__(self, recipe, generator, encoder=None, svae_recipe=None, bank=None, reads=READS):
-        self.recipe, self.encoder, self.svae_recipe, self.bank, self.reads = recipe, encoder, svae_recipe, bank, reads
-        self.paper = recipe["profile"] == "paper"
+    def __init__(self, settings, generator, encoder=None, svae_recipe=None, bank=None, reads=READS):
+        self.settings, self.encoder, self.svae_recipe, self.bank, self.reads = settings, encoder, svae_recipe, bank, reads
+        self.paper = settings.profile == "paper"
         self.networks = {"generator": generator}
-        self.optimisers = {"generator": torch.optim.Adam(generator.parameters(), recipe["learning_rate"], (0.5, 0.999))}
+        self.optimisers = {"generator": torch.optim.Adam(generator.parameters(), settings.learning_rate, (0.5, 0.999))}
         if encoder is not None:
             encoder.requires_grad_(False).train(self.paper)
             self.prior = aggregate(*bank)
 
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
-
-    def prepare(self, batch, generator):
-        return batch
-
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         """One step on a batch of `SourceAndTarget`; returns the losses, detached."""
-        return self.paper_step(batch) if self.paper else self.fixed_step(batch)
+        return self.paper_step(batch, run) if self.paper else self.fixed_step(batch)
 
     def fixed_step(self, batch):
         parameters = list(self.networks["generator"].parameters())
         losses = {"l1": self.supervised(batch)}
         gradient = torch.autograd.grad(losses["l1"], parameters)
-        if self.recipe["rho"] > 0:
+        if self.settings.rho > 0:
             losses["latent"] = self.latent(batch)
             latent_gradient = torch.autograd.grad(losses["latent"], parameters)
-            scale = self.recipe["rho"] * norm(gradient) / norm(latent_gradient).clip(1e-12)  # nothing to see: no step
+            scale = self.settings.rho * norm(gradient) / norm(latent_gradient).clip(1e-12)  # nothing to see: no step
             gradient = [g + scale * h for g, h in zip(gradient, latent_gradient, strict=True)]
         for parameter, g in zip(parameters, gradient, strict=True):
             parameter.grad = g
         self.optimisers["generator"].step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def paper_step(self, batch):
+    def paper_step(self, batch, run):
         losses = {}
         for name, loss in (("l1", self.supervised), ("latent", self.latent)):
             self.optimisers["generator"].zero_grad(set_to_none=False)
-            if name == "l1" or self.recipe["rho"] > 0:
+            if name == "l1" or self.settings.rho > 0:
                 losses[name] = loss(batch)
-                self.backward(losses[name])
+                run.backward(losses[name])
             self.optimisers["generator"].step()  # with a gradient of zero it moves, too
         return {name: loss.detach() for name, loss in losses.items()}
-
-    def backward(self, loss):
-        loss.backward()
 
     def supervised(self, batch):
         return l1_loss(self.networks["generator"](batch["x"]), batch["y"])
@@ -131,12 +122,12 @@ class Adaptation:
         generated = self.networks["generator"](batch["target_x"]) * batch["target_mask"]
         q = posterior(self.encoder, generated, self.svae_recipe)
         p = self.prior
-        if self.recipe["prior"] == "pair":
+        if self.settings.prior == "pair":
             p = tuple(part[batch["index"]] for part in self.bank)
         if self.paper:
             elements = kl(p, q).flatten()
             return elements.topk(int(PAPER_SHARE * len(elements))).values.sum()
-        return DIVERGENCES[self.recipe["divergence"]](p, q).mean()
+        return DIVERGENCES[self.settings.divergence](p, q).mean()
 
     def validate(self, batch):
         """L1 of source tuning subjects: all that may be looked at without the target's T1."""
@@ -150,8 +141,8 @@ def norm(gradient):
 
 
 if __name__ == "__main__":
-    from medsynth_lib.experiments.adaptation.own_volumes import (
-        main,  # the course knows models, data and scanners; this module does not
-    )
+    import sys
 
-    raise SystemExit(main())
+    from medsynth_lib.cli import main
+
+    sys.exit(main(["adapt", *sys.argv[1:]]))

@@ -17,13 +17,14 @@ import pytest
 
 from medsynth_lib.course import check, execute, open_lesson, report
 from medsynth_lib.course.exercises import ExerciseNotSolved
-from medsynth_lib.course.results import Results, compare
+from medsynth_lib.course.results import Results, compare, compare_run
 from medsynth_lib.course.student import student_copy
 from medsynth_lib.files import DataError
 from medsynth_lib.processes import headless
+from medsynth_lib.settings import Lesson01Settings
 
 PARAMETERS = 'PROFILE = ""\nSEED = 0\nDATA_DIR = ""\nOUT_DIR = ""\nOVERRIDES = {}'
-PROFILE = '"01": {steps: 3, rate: 1.0e-3, deep: true}\n02: {}\n"03": {}\n"04": {}\n'
+PROFILE = '"01": {montage_subjects: 3}\n'
 TEXT = r"""# 01. Good
 
 An inline $\mathcal{L}_{x*y*z} < \hat{x}$, \$5 and \$6, code `$kept$` and ``$$kept too$$``.
@@ -112,9 +113,10 @@ def test_lesson_takes_what_is_empty_from_the_environment(folder, monkeypatch, ca
     monkeypatch.setenv("MEDSYNTH_PROFILE", "quick")
     monkeypatch.setenv("MEDSYNTH_OUT_DIR", str(folder / "out"))
     monkeypatch.setenv("DATA_DIR", str(folder))
-    lesson = open_lesson("01", "", 3, "", "", {"steps": 5})
+    lesson = open_lesson("01", "", 3, "", "", {"cube_size": 16})
     assert lesson.out == folder.resolve() / "out" / "01" and lesson.out.is_dir()
-    assert (lesson.profile, lesson.seed, lesson.settings.steps) == ("quick", 3, 5)
+    assert (lesson.profile, lesson.seed, lesson.settings.cube_size) == ("quick", 3, 16)
+    assert isinstance(lesson.settings, Lesson01Settings) and lesson.settings.montage_subjects == 3
     assert lesson.data_dir == folder.resolve()
     line = capsys.readouterr().out
     assert line.count("\n") == 1 and "profile quick" in line and "torch" in line
@@ -308,10 +310,10 @@ def test_ctrl_c_ends_the_children_and_keeps_the_summary(folder):
     assert not psutil.pid_exists(int(started.read_text())) and (folder / "out" / "index.html").is_file()
 
 
-def test_keep_writes_a_run_back_as_if_by_hand(tmp_path):
+def test_outputs_of_a_run_are_written_back_as_if_by_hand(tmp_path):
     import matplotlib.pyplot as plt
 
-    from medsynth_lib.course.committed_outputs import keep_outputs
+    from medsynth_lib.course.committed_outputs import commit_outputs
 
     figure, axis = plt.subplots()
     axis.imshow(np.random.default_rng(0).random((200, 200)))
@@ -325,25 +327,25 @@ def test_keep_writes_a_run_back_as_if_by_hand(tmp_path):
     ran = nbformat.v4.new_code_cell("x = 1", id="a", execution_count=2, outputs=[output], metadata={"papermill": {}})
     injected = nbformat.v4.new_code_cell("x = 2", id="b", metadata={"tags": ["injected-parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[injected, ran]), tmp_path / "run.ipynb")
-    keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
-    (kept,) = nbformat.read(tmp_path / "course.ipynb", as_version=4).cells
-    assert kept.execution_count == 1 and not kept.metadata and 0 < len(kept.outputs[0].data["image/png"]) < len(png)
+    commit_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+    (written,) = nbformat.read(tmp_path / "course.ipynb", as_version=4).cells
+    assert (
+        written.execution_count == 1
+        and not written.metadata
+        and 0 < len(written.outputs[0].data["image/png"]) < len(png)
+    )
     ran.source = "x = 3"
     nbformat.write(nbformat.v4.new_notebook(cells=[ran]), tmp_path / "run.ipynb")
     with pytest.raises(ValueError, match="another version of course.ipynb"):
-        keep_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
+        commit_outputs(tmp_path / "run.ipynb", tmp_path / "course.ipynb")
 
 
 def test_compare_command_fails_on_a_value_out_of_tolerance(tmp_path):
-    from types import SimpleNamespace
-
-    from medsynth_lib.course import results
-
     row = {"name": "simulator/brain volume", "value": 2000.0, "unit": "ml", "paper": None, "note": ""}
     (tmp_path / "01").mkdir()
     (tmp_path / "01" / "results.json").write_text(json.dumps({"profile": "quick", "results": [row]}))
-    assert results.main(SimpleNamespace(out=tmp_path)) == 1
-    assert results.main(SimpleNamespace(out=tmp_path / "01")) == 2
+    assert compare_run(tmp_path) == 1
+    assert compare_run(tmp_path / "01") == 2
 
 
 def test_an_executed_notebook_is_written_now_and_then_and_at_the_end(monkeypatch):
@@ -362,4 +364,7 @@ def test_an_executed_notebook_is_written_now_and_then_and_at_the_end(monkeypatch
 
 def test_the_grammar_of_web_addresses_is_not_read():
     code = "import sys, medsynth_lib.course, nbformat; print('lark' in sys.modules, 'rfc3987_syntax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False False\n"
+    )
