@@ -1,10 +1,15 @@
-"""Where things are kept, and how they are written so that a crash leaves either the old file or the new one."""
+"""Where things are kept, what they are called, and how they are written: a crash leaves the old file or the new one."""
 
+import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -13,10 +18,17 @@ class DataError(ValueError):
     """A file or folder that cannot be used or written; the message names it, the value and the remedy."""
 
 
-def cache_folder(*parts):
-    """Folder for what can be made again (atlas, simulated data, trained models): MEDSYNTH_CACHE or ~/.cache/medsynth.
+def cache_folder(*parts: str) -> Path:
+    """Make a folder for what can be made again, below MEDSYNTH_CACHE or ~/.cache/medsynth.
 
-    Raises DataError where it cannot be made.
+    Args:
+        parts: names of nested folders, such as "artefacts".
+
+    Returns:
+        The folder, which exists.
+
+    Raises:
+        DataError: where the folder cannot be made.
     """
     folder = Path(os.environ.get("MEDSYNTH_CACHE") or Path.home() / ".cache" / "medsynth", *parts)
     try:
@@ -28,13 +40,63 @@ def cache_folder(*parts):
     return folder
 
 
-@contextmanager
-def atomic(path):
-    """Yield a temporary path beside ``path``; it takes the name ``path`` if the block succeeds and vanishes if it fails.
+def fingerprint(*parts: Any, digits: int = 16) -> str:
+    """Name what a result depends on: hexadecimal digits that change with every part.
 
-    The suffix is kept, since writers choose the format by it. Works for a file or, where the block makes one, a folder;
-    a folder never replaces one that another process finished first. Raises DataError where the disk is full or the
-    place cannot be written; an earlier file of that name then stays.
+    Args:
+        parts: JSON values, paths as text, NumPy numbers, and dataclasses, nested as needed. A dictionary's order and the
+            difference between a tuple and a list do not count.
+        digits: how many of the 64 hexadecimal digits of the SHA-256 are returned.
+
+    Returns:
+        Lower-case hexadecimal text, the same on every machine.
+
+    Raises:
+        TypeError: for a part that has no JSON form.
+        ValueError: for a number that is NaN or infinite.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _plain(value: Any) -> Any:
+    """The JSON form of what the json module does not know."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "item"):  # a NumPy number
+        return value.item()
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no JSON form; give plain values to fingerprint().")
+
+
+def content_hash(content: Path | str | bytes) -> str:
+    """Return the SHA-256 of a file or of bytes in memory: 64 hexadecimal digits.
+
+    Args:
+        content: the path of a file, which is read piece by piece, or the bytes themselves.
+
+    Raises:
+        OSError: for a file that cannot be read.
+    """
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with open(content, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes that name if the block succeeds and vanishes if it fails.
+
+    The suffix is kept, since writers choose the format by it. The block writes a file or makes a folder. A folder never
+    replaces one that another process finished first.
+
+    Args:
+        path: the final name; missing folders above it are made.
+
+    Raises:
+        DataError: where the disk is full or the place cannot be written. An earlier file of that name then stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
