@@ -1,1 +1,1 @@
-"""Figures and interactive viewers; imports no training code."""
+"""Figures and interactive viewers; imports data and the base alone, never a training."""

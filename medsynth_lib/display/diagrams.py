@@ -1,43 +1,33 @@
 """Schematic figures of the two papers, redrawn."""
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 SOURCE, TARGET, SHARED, MODEL = "#a5d6a7", "#90caf9", "#ffe082", "#e0e0e0"
 
 
-def box(axis, x, y, text, colour, width=1.5, height=0.62):
-    axis.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0.04",
-            facecolor=colour,
-            edgecolor="#555555",
-        )
-    )
+Point = tuple[float, float]
+
+
+def box(axis: Axes, x: float, y: float, text: str, colour: str, width: float = 1.5, height: float = 0.62) -> None:
+    """Draw a rounded box with a text, centred on (x, y), in the axis' own units."""
+    corner = (x - width / 2, y - height / 2)
+    style = dict(boxstyle="round,pad=0.04", facecolor=colour, edgecolor="#555555")
+    axis.add_patch(FancyBboxPatch(corner, width, height, **style))
     axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color="black")
 
 
-def arrow(axis, start, end, text="", style="-|>", dashed=False, offset=0.16):
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle=style,
-            mutation_scale=11,
-            color="#555555",
-            linestyle="--" if dashed else "-",
-            shrinkA=0,
-            shrinkB=0,
-        )
-    )
-    axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + offset, text, ha="center", fontsize=8)
+def arrow(axis: Axes, start: Point, end: Point, text: str = "", style: str = "-|>", dashed: bool = False) -> None:
+    """Draw an arrow between two points and a text above its middle; ``style`` is matplotlib's arrow style."""
+    look = dict(arrowstyle=style, mutation_scale=11, color="#555555", linestyle="--" if dashed else "-")
+    axis.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **look))
+    axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.16, text, ha="center", fontsize=8)
 
 
-def domain_adaptation_tasks():
-    """The paper's Fig. 1: classification and segmentation share their output space across domains, synthesis does not."""
+def domain_adaptation_tasks() -> Figure:
+    """Draw Fig. 1 of the adaptation paper: which tasks share their output space across domains."""
     tasks = {
         "classification": ("label y", "label y"),
         "segmentation": ("mask y", "mask y"),
@@ -55,22 +45,16 @@ def domain_adaptation_tasks():
         arrow(axis, (0.8, 1.24), (0.8, 0.76), "", "<|-|>", dashed=True)
         axis.text(0.95, 1.0, "align", fontsize=8, va="center")
         arrow(axis, (5.0, 1.24), (5.0, 0.76), "", "<|-|>", dashed=not shared)
-        axis.text(
-            5.12,
-            1.0,
-            "same space" if shared else "another scanner's look",
-            fontsize=8,
-            va="center",
-            ha="left" if shared else "center",
-            bbox=dict(facecolor="white", edgecolor="none", pad=1),
-        )
+        look = dict(fontsize=8, va="center", bbox=dict(facecolor="white", edgecolor="none", pad=1))
+        text, side = ("same space", "left") if shared else ("another scanner's look", "center")
+        axis.text(5.12, 1.0, text, ha=side, **look)
         axis.set(xlim=(-0.1, 6.4), ylim=(-0.1, 2.1), title=task)
         axis.axis("off")
     return figure
 
 
-def adaptation_framework():
-    """The paper's Fig. 2: supervised backbone in the source, s-VAE prior on source T1, KL on the target's output."""
+def adaptation_framework() -> Figure:
+    """Draw Fig. 2 of the adaptation paper: supervised backbone, s-VAE and the KL on the target's output."""
     figure, axis = plt.subplots(figsize=(11, 3.9), layout="constrained")
     box(axis, 1.2, 3.0, "FLAIR, T2\nsource $x_s$", SOURCE)
     box(axis, 4.0, 3.0, "3D pix2pix Φ\n(this lesson)", MODEL, 1.9)
@@ -94,11 +78,30 @@ def adaptation_framework():
     return figure
 
 
-def hagan_training(size=256, depth=32, latent=1024, c=32):
-    """HA-GAN's data flow in training (its Fig. 1) with the shapes of a size: channels x slices x rows x columns."""
+HAGAN_ARROWS = (  # start, end, text
+    ((1.5, 4.2), (2.15, 4.2), ""),
+    ((3.05, 4.2), (3.65, 4.2), ""),
+    ((5.35, 4.45), (6.15, 5.15), ""),
+    ((5.35, 3.95), (5.7, 3.4), ""),
+    ((7.5, 3.2), (8.05, 3.2), ""),
+    ((7.05, 5.2), (9.55, 5.2), "eq. 2"),
+    ((8.95, 3.2), (9.55, 3.2), "eq. 3"),
+    ((11.45, 5.2), (12.15, 5.2), "eq. 5"),
+    ((11.45, 3.2), (12.15, 3.2), "eq. 4"),
+    ((11.45, 1.7), (12.5, 2.84), ""),
+    ((11.45, 6.3), (12.5, 5.56), ""),
+    ((9.2, 0.7), (10.1, 1.24), ""),
+    ((7.4, 0.5), (6.95, 0.5), ""),
+    ((5.25, 0.5), (4.75, 0.5), ""),
+    ((3.85, 0.5), (3.2, 0.5), ""),
+    ((1.8, 0.5), (1.35, 0.5), ""),
+)
+
+
+def hagan_boxes(size: int, depth: int, latent: int, c: int) -> list[tuple[float, float, str, str, float]]:
+    """List the boxes of HA-GAN's Fig. 1 (x, y, text, colour, width); arguments as `hagan_training`."""
     quarter = size // 4
-    figure, axis = plt.subplots(figsize=(13, 5.4), layout="constrained")
-    boxes = [
+    return [
         (0.9, 4.2, f"code z\n{latent}", SHARED, 1.1),
         (2.6, 4.2, "$G^A$", MODEL, 0.8),
         (4.5, 4.2, f"features A\n{2 * c} x {quarter}³", SHARED, 1.6),
@@ -117,27 +120,21 @@ def hagan_training(size=256, depth=32, latent=1024, c=32):
         (2.5, 0.5, f"$\\hat A$\n{2 * c} x {quarter}³", SHARED, 1.3),
         (0.9, 0.5, "$E^G$", MODEL, 0.8),
     ]
-    for x, y, text, colour, width in boxes:
-        box(axis, x, y, text, colour, width)
-    arrows = [
-        ((1.5, 4.2), (2.15, 4.2), ""),
-        ((3.05, 4.2), (3.65, 4.2), ""),
-        ((5.35, 4.45), (6.15, 5.15), ""),
-        ((5.35, 3.95), (5.7, 3.4), ""),
-        ((7.5, 3.2), (8.05, 3.2), ""),
-        ((7.05, 5.2), (9.55, 5.2), "eq. 2"),
-        ((8.95, 3.2), (9.55, 3.2), "eq. 3"),
-        ((11.45, 5.2), (12.15, 5.2), "eq. 5"),
-        ((11.45, 3.2), (12.15, 3.2), "eq. 4"),
-        ((11.45, 1.7), (12.5, 2.84), ""),
-        ((11.45, 6.3), (12.5, 5.56), ""),
-        ((9.2, 0.7), (10.1, 1.24), ""),
-        ((7.4, 0.5), (6.95, 0.5), ""),
-        ((5.25, 0.5), (4.75, 0.5), ""),
-        ((3.85, 0.5), (3.2, 0.5), ""),
-        ((1.8, 0.5), (1.35, 0.5), ""),
-    ]
-    for start, end, text in arrows:
+
+
+def hagan_training(size: int = 256, depth: int = 32, latent: int = 1024, c: int = 32) -> Figure:
+    """Draw HA-GAN's data flow in training (its Fig. 1), with shapes as channels x slices x rows x columns.
+
+    Args:
+        size: voxels of a volume along each axis.
+        depth: slices of a sub-volume.
+        latent: numbers of a code z.
+        c: the networks' width; features A have 2 c channels.
+    """
+    figure, axis = plt.subplots(figsize=(13, 5.4), layout="constrained")
+    for each in hagan_boxes(size, depth, latent, c):
+        box(axis, *each)
+    for start, end, text in HAGAN_ARROWS:
         arrow(axis, start, end, text)
     arrow(axis, (0.9, 0.86), (0.9, 3.84), "", dashed=True)
     arrow(axis, (4.3, 0.86), (8.2, 2.84), "", dashed=True)

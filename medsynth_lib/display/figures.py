@@ -1,41 +1,73 @@
 """Figures that more than one lesson draws: grids of slices, difference maps, learning curves."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from medsynth_lib.display.volume import PLANES
+from medsynth_lib.display.volume import PLANES, Window
+
+Rows = Sequence[Sequence[np.ndarray | None]]  # of pictures; None leaves a gap
 
 
-def slice_of(volume, plane="axial", index=None):
-    """One plane of a (1, x, y, z) or (x, y, z) RAS volume as a picture (rows up); the middle one by default."""
+def slice_of(volume: ArrayLike, plane: str = "axial", index: int | None = None) -> np.ndarray:
+    """Take one plane of a volume as a picture.
+
+    Args:
+        volume: (1, x, y, z) or (x, y, z) in RAS order.
+        plane: "axial", "coronal" or "sagittal".
+        index: slice number along the plane's fixed axis; None takes the middle one.
+
+    Returns:
+        The picture (rows, columns), the first row lowest.
+    """
     array = np.asarray(volume)
     array = array.reshape(array.shape[-3:])
     fixed = PLANES[plane][0]
     return array.take(array.shape[fixed] // 2 if index is None else index, fixed).T
 
 
-def slice_grid(
-    rows, row_names=None, column_names=None, cmap="gray", window=(0, 1), size=1.9, title="", colour_label=None
-):
-    """A grid of pictures (nested list of 2D arrays; None leaves a gap) on one shared intensity scale.
+def bare(axis: Axes) -> None:
+    """Take ticks and frame off an axis that shows a picture."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
 
-    ``window`` "own" scales every picture by its own 99.7th percentile. ``colour_label`` adds the shared colour bar.
+
+def slice_grid(
+    rows: Rows,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    cmap: str | Colormap = "gray",
+    window: Window | str = (0, 1),
+    size: float = 1.9,
+    title: str = "",
+    colour_label: str | None = None,
+) -> Figure:
+    """Draw a grid of pictures on one shared intensity scale.
+
+    Args:
+        rows: pictures (rows, columns), row by row of the grid; None leaves a gap.
+        row_names: text at the left of each row.
+        column_names: text above each column.
+        cmap: matplotlib's colours.
+        window: (low, high) of the shared scale; "own" scales each picture to its own 99.7th percentile.
+        size: width of a picture in inches.
+        title: text above the figure.
+        colour_label: text of the shared colour bar; None draws no bar.
     """
     n_rows, n_columns = len(rows), max(map(len, rows))
-    # one aspect for all: the tallest picture of the first row that has one
+    # One aspect for all: that of the first picture.
     height, width = next(p.shape for row in rows for p in row if p is not None)
-    figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(size * n_columns, size * height / width * n_rows + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    figsize = (size * n_columns, size * height / width * n_rows + 0.4)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=figsize, squeeze=False, layout="constrained")
     for i, row in enumerate(rows):
-        for j in range(n_columns):
-            axis = axes[i, j]
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+        for j, axis in enumerate(axes[i]):
+            bare(axis)
             if j == 0 and row_names:
                 axis.set_ylabel(row_names[i], fontsize=9)
             if i == 0 and column_names:
@@ -51,11 +83,25 @@ def slice_grid(
     return figure
 
 
-def recovery_panels(real, recovered, spacing, window=(0, 1), spread=0.5, unit="intensity", title=""):
-    """The paper's Fig. 4: three planes of a real volume, of each recovered one, and their differences from it.
+def recovery_panels(
+    real: ArrayLike,
+    recovered: dict[str, ArrayLike],
+    spacing: ArrayLike,
+    window: Window = (0, 1),
+    spread: float = 0.5,
+    unit: str = "intensity",
+    title: str = "",
+) -> Figure:
+    """Draw HA-GAN's Fig. 4: a real volume, each recovered one, and their differences, in three planes.
 
-    ``real`` (1, x, y, z); ``recovered`` a dictionary by name. Volumes share the grey ``window``, differences the colours from
-    -``spread`` to ``spread``. ``spacing`` (3) in mm gives each plane its true proportions.
+    Args:
+        real: (1, x, y, z).
+        recovered: volumes (1, x, y, z) by name.
+        spacing: voxel size (3) in mm; it gives each plane its true proportions.
+        window: (low, high) of the grey scale that all volumes share.
+        spread: half the range of the colours that all differences share, in the volumes' unit.
+        unit: text of the colour bars.
+        title: text above the figure.
     """
     pictures = [("real", real)] + [pair for n, v in recovered.items() for pair in ((n, v), ("difference", v - real))]
     figure, axes = plt.subplots(3, len(pictures), figsize=(1.9 * len(pictures) + 1, 6), layout="constrained")
@@ -66,8 +112,7 @@ def recovery_panels(real, recovered, spacing, window=(0, 1), spread=0.5, unit="i
             low, high, cmap = (-spread, spread, "RdBu_r") if signed else (*window, "gray")
             style = dict(origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
             shown[signed] = axis.imshow(slice_of(volume, plane), aspect=float(spacing[up] / spacing[across]), **style)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+            bare(axis)
             if plane == "sagittal":
                 axis.set_title(name, fontsize=9)
         row[0].set_ylabel(plane, fontsize=9)
@@ -77,8 +122,20 @@ def recovery_panels(real, recovered, spacing, window=(0, 1), spread=0.5, unit="i
     return figure
 
 
-def learning_curves(histories, quantity="tune_l1", ylabel="L1 on the tuning subjects", logarithmic=True):
-    """Curves of one column of several training histories (name -> DataFrame with ``step``)."""
+def learning_curves(
+    histories: dict[str, pd.DataFrame],
+    quantity: str = "tune_l1",
+    ylabel: str = "L1 on the tuning subjects",
+    logarithmic: bool = True,
+) -> Figure:
+    """Draw one column of several training histories against the step.
+
+    Args:
+        histories: by name; each has the columns ``step`` and ``quantity``.
+        quantity: the column.
+        ylabel: what the column is, with its unit.
+        logarithmic: whether the vertical axis is.
+    """
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
     for name, history in histories.items():
         axis.plot(history["step"], history[quantity], label=name, marker="." if len(history) < 30 else None)

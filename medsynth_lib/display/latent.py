@@ -2,29 +2,49 @@
 
 import io
 import time
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
 
 from medsynth_lib.display.figures import slice_of
-from medsynth_lib.display.volume import LETTERS, PLANES, letter
+from medsynth_lib.display.volume import LETTERS, PLANES, Window, letter
 from medsynth_lib.processes import headless
 
 REACH = 2.0  # of the sliders, in standard deviations: as far as the walks of lesson 07 are measured
 
 
-def aspect(spacing, plane):
-    """Height of a voxel over its width in a plane."""
+def aspect(spacing: ArrayLike, plane: str) -> float:
+    """Return the height of a voxel over its width in a plane, from its size (3) in mm."""
     _, horizontal, vertical = PLANES[plane]
     return float(spacing[vertical] / spacing[horizontal])
 
 
-def walk_figure(rows, spacing, window, colour, title, columns=(), one_slice=False):
-    """Figs. 7 and 8: one walk a row, its masks outlined, and a text under each slice.
+def walk_figure(
+    rows: Sequence[tuple[str, str, list]],
+    spacing: ArrayLike,
+    window: Window,
+    colour: str,
+    title: str,
+    columns: Sequence[str] = (),
+    one_slice: bool = False,
+) -> Figure:
+    """Draw walks through the latent space, one a row, with masks outlined (HA-GAN's Figs. 7 and 8).
 
-    rows: (name, plane, [(volume (S, S, S), mask, text), ...]). Every row shows the slice in which its masks are largest, or,
-    with ``one_slice``, the one in which the first row's are. ``columns``: a title for each column.
+    Args:
+        rows: (name, plane, pictures) of each walk; a picture is (volume (S, S, S), mask (S, S, S), text below it).
+            A row shows the slice in which its masks are largest together.
+        spacing: voxel size (3) in mm.
+        window: (low, high) shown as black and white.
+        colour: of the outlines.
+        title: text above the figure.
+        columns: text above each column.
+        one_slice: all rows show the first row's slice.
     """
     count, heights = len(rows[0][2]), [1.9 * aspect(spacing, plane) + 0.3 for _, plane, _ in rows]
     grid = dict(gridspec_kw=dict(height_ratios=heights), squeeze=False, layout="constrained")
@@ -47,14 +67,36 @@ def walk_figure(rows, spacing, window, colour, title, columns=(), one_slice=Fals
     return figure
 
 
-def largest_slice(masks, fixed):
-    """The slice across axis ``fixed`` in which masks (S, S, S) are largest together; the middle one where all are empty."""
+def largest_slice(masks: Sequence[np.ndarray], fixed: int) -> int:
+    """Find the slice across an axis in which masks are largest together.
+
+    Args:
+        masks: boolean, each (S, S, S).
+        fixed: the axis, 0 to 2.
+
+    Returns:
+        The slice number; the middle one where all masks are empty.
+    """
     area = sum(np.moveaxis(mask, fixed, 0).reshape(mask.shape[fixed], -1).sum(1) for mask in masks)
     return int(area.argmax()) if area.any() else masks[0].shape[fixed] // 2
 
 
-def heat_map(axis, matrix, rows, columns, title, limit=1.0):
-    """A signed matrix as colours with its numbers; grey where it is nan."""
+def heat_map(
+    axis: Axes, matrix: ArrayLike, rows: Sequence[str], columns: Sequence[str], title: str, limit: float = 1.0
+) -> AxesImage:
+    """Draw a signed matrix as colours with its numbers; grey where it is nan.
+
+    Args:
+        axis: where to draw.
+        matrix: (rows, columns).
+        rows: names of the rows.
+        columns: names of the columns.
+        title: text above the axis.
+        limit: the colours reach from -limit to limit.
+
+    Returns:
+        The picture, for a colour bar.
+    """
     picture = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set_facecolor("#cccccc")
     for i, line in enumerate(np.asarray(matrix)):
@@ -68,13 +110,28 @@ def heat_map(axis, matrix, rows, columns, title, limit=1.0):
 
 
 class LatentView:
-    """A code z (d) and its volume in three planes, drawn once; `move` generates and redraws.
+    """Draw the volume of a latent code in three planes; `move` generates it again elsewhere and redraws.
 
-    generate: codes (1, d) to volumes (1, 1, S, S, S). directions (k, d): a step of 1 is one on a slider.
-    measure: volumes (1, 1, S, S, S) to factors (1, k), written below the sliders' values; None writes none.
+    Args:
+        generate: codes (1, d) to volumes (1, 1, S, S, S).
+        z: the code (d) where all sliders are 0.
+        names: of the k directions.
+        directions: (k, d); a step of 1 along one is 1 on its slider.
+        spacing: voxel size (3) in mm.
+        window: (low, high) shown as black and white.
+        measure: volumes (1, 1, S, S, S) to factors (1, k), written below the sliders' values; None writes none.
     """
 
-    def __init__(self, generate, z, names, directions, spacing, window=(-1, 1), measure=None):
+    def __init__(
+        self,
+        generate: Callable[[torch.Tensor], torch.Tensor],
+        z: torch.Tensor,
+        names: Sequence[str],
+        directions: torch.Tensor,
+        spacing: ArrayLike,
+        window: Window = (-1, 1),
+        measure: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
         self.generate, self.z, self.names, self.directions = generate, z, names, directions
         self.measure = measure
         self.figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
@@ -93,8 +150,8 @@ class LatentView:
         self.figure.get_layout_engine().execute(self.figure)
         self.figure.set_layout_engine("none")  # laid out once: a move redraws nothing but pixels
 
-    def move(self, values):
-        """Generate the volume at the sliders' values (k) and redraw; returns it, (S, S, S)."""
+    def move(self, values: Sequence[float]) -> np.ndarray:
+        """Generate the volume at the sliders' values (k), redraw, and return it (S, S, S)."""
         z = self.z + torch.as_tensor(values, dtype=self.z.dtype) @ self.directions
         volumes = self.generate(z[None])
         volume = volumes[0, 0].numpy()
@@ -106,17 +163,18 @@ class LatentView:
         self.figure.suptitle(text, fontsize=10)
         return volume
 
-    def listed(self, values):
+    def listed(self, values: Sequence[float]) -> str:
+        """Return one signed number a direction as text."""
         return ", ".join(f"{n} {float(v):+.1f}" for n, v in zip(self.names, values, strict=True))
 
-    def png(self):
-        """The figure as it is now, as a PNG's bytes."""
+    def png(self) -> bytes:
+        """Return the figure as it is now, as the bytes of a PNG."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=80)
         return buffer.getvalue()
 
-    def seconds_a_move(self, moves=8):
-        """Median seconds from a slider's move to the finished picture."""
+    def seconds_a_move(self, moves: int = 8) -> float:
+        """Measure the median seconds from a slider's move to the finished picture, over so many moves."""
         seconds = []
         for k in range(moves):
             began = time.perf_counter()
@@ -127,10 +185,16 @@ class LatentView:
         return float(np.median(seconds))
 
 
-def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
-    """What every direction of a `LatentView` does: a static figure always, sliders below it with a live kernel.
+def explore_latent(view: LatentView, title: str, doses: Sequence[float] = (-2.0, 0.0, 2.0)) -> Figure:
+    """Show what each direction of a view does; with a live kernel, sliders follow below the figure.
 
-    Returns the static figure: one direction a row, ``doses`` in coronal and axial planes.
+    Args:
+        view: a code and its directions.
+        title: text above the figure.
+        doses: steps along a direction, in standard deviations.
+
+    Returns:
+        The static figure: one direction a row, the doses in coronal and axial planes.
     """
     k, n = len(view.names), len(doses)
     height = 1.7 * max(aspect(view.spacing, plane) for plane in ("coronal", "axial")) + 0.1
@@ -143,7 +207,9 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
                 norm = view.images[plane].norm
                 settings = dict(origin="lower", cmap="gray", vmin=norm.vmin, vmax=norm.vmax)
                 axis.imshow(slice_of(volume, plane), aspect=aspect(view.spacing, plane), **settings)
-                axis.set(xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else f"{plane}, start")
+                axis.set(
+                    xticks=[], yticks=[], title="" if i else f"{plane}, {dose:+g} SD" if dose else f"{plane}, start"
+                )
                 axis.title.set_fontsize(9)
         axes[i, 0].set_ylabel(name, fontsize=9)
     view.move([0.0] * k)
@@ -154,8 +220,8 @@ def explore_latent(view, title, doses=(-2.0, 0.0, 2.0)):
     return figure
 
 
-def latent_sliders(view):
-    """A slider for each direction and a button for another code; the picture below follows."""
+def latent_sliders(view: LatentView) -> None:
+    """Display a slider for each direction and a button for another code; the picture below follows."""
     import ipywidgets as widgets
     from IPython.display import display
 

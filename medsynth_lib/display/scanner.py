@@ -2,35 +2,45 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from medsynth_lib.data.simulation.physics import TISSUES, Sequence, tissue_signals
 from medsynth_lib.data.simulation.scanner import ideal_image
+from medsynth_lib.data.simulation.subject import Subject
 from medsynth_lib.display.figures import slice_grid, slice_of
 from medsynth_lib.processes import headless
 
 RANGES = dict(tr=(300, 10_000, 100), te=(5, 200, 5), ti=(100, 4000, 50))  # ms: lowest, highest, step of the sliders
 
 
-def normalised_slice(subject, sequence, field, index):
-    """Axial slice of a noise-free image, scaled so that the 99.7th percentile of the brain is 1."""
+def normalised_slice(subject: Subject, sequence: Sequence, field: float, index: int) -> np.ndarray:
+    """Draw an axial slice without noise, scaled so that the 99.7th percentile of the brain is 1.
+
+    Args:
+        subject: a simulated brain.
+        sequence: with its times in ms.
+        field: in T, 1.5 or 3.
+        index: slice number along z.
+    """
     image = np.abs(ideal_image(subject, sequence, field)[0].numpy()) * subject.brain
     return slice_of(image / np.percentile(image[subject.brain], 99.7), index=index)
 
 
-def explore_scanner(subject, field=3.0):
-    """What TR, TE, TI and the field do to one slice: a static series always, sliders below it with a live kernel.
+def explore_scanner(subject: Subject, field: float = 3.0) -> Figure:
+    """Show what TR, TE, TI and the field do to one slice; with a live kernel, sliders follow below.
 
-    Returns the static figure: spin echoes of rising TE, inversion recoveries of rising TI.
+    Args:
+        subject: a simulated brain.
+        field: of the static figure in T, 1.5 or 3.
+
+    Returns:
+        The static figure: spin echoes of rising TE, inversion recoveries of rising TI.
     """
     index = int(np.median(np.argwhere(subject.brain)[:, 2]))
     echo_times, inversion_times = (15, 40, 80, 120, 200), (400, 800, 1500, 2500, 3500)
-    rows = [
-        [normalised_slice(subject, Sequence("spin_echo", dict(tr=4000, te=te)), field, index) for te in echo_times],
-        [
-            normalised_slice(subject, Sequence("inversion_recovery", dict(tr=9000, te=100, ti=ti)), field, index)
-            for ti in inversion_times
-        ],
-    ]
+    echoes = [Sequence("spin_echo", dict(tr=4000, te=te)) for te in echo_times]
+    recoveries = [Sequence("inversion_recovery", dict(tr=9000, te=100, ti=ti)) for ti in inversion_times]
+    rows = [[normalised_slice(subject, each, field, index) for each in row] for row in (echoes, recoveries)]
     figure = slice_grid(
         rows,
         ["spin echo, TR 4000\nTE →", "inversion recovery\nTR 9000, TE 100, TI →"],
@@ -43,8 +53,13 @@ def explore_scanner(subject, field=3.0):
     return figure
 
 
-def scanner_sliders(subject, index):
-    """Sliders for TR, TE, TI (0 is a spin echo) and a field switch, redrawing one slice and the tissue signals."""
+def scanner_sliders(subject: Subject, index: int) -> None:
+    """Display sliders for TR, TE, TI (0 is a spin echo) and the field; they redraw one slice and its signals.
+
+    Args:
+        subject: a simulated brain.
+        index: slice number along z.
+    """
     import ipywidgets as widgets
 
     def redraw(tr, te, ti, field):
@@ -62,14 +77,9 @@ def scanner_sliders(subject, index):
 
     def slider(name, value, lowest=None):
         low, high, step = RANGES[name]
-        return widgets.IntSlider(
-            value,
-            low if lowest is None else lowest,
-            high,
-            step,
-            description=f"{name.upper()} (ms)",
-            continuous_update=False,
-        )
+        lowest = low if lowest is None else lowest
+        text = f"{name.upper()} (ms)"
+        return widgets.IntSlider(value, lowest, high, step, description=text, continuous_update=False)
 
     widgets.interact(
         redraw,
@@ -80,8 +90,15 @@ def scanner_sliders(subject, index):
     )
 
 
-def inversion_curves(field, tr, te, mark):
-    """Signal of the main tissues against TI, with the used TI marked: where FLAIR's name comes from."""
+def inversion_curves(field: float, tr: float, te: float, mark: float) -> Figure:
+    """Draw the magnitude of the main tissues' signals against TI: why FLAIR shows fluid dark.
+
+    Args:
+        field: in T, 1.5 or 3.
+        tr: repetition time in ms.
+        te: echo time in ms.
+        mark: the inversion time in ms that gets a line.
+    """
     ti = np.arange(50, 4000, 25)
     signals = np.stack([tissue_signals(Sequence("inversion_recovery", dict(tr=tr, te=te, ti=t)), field) for t in ti])
     figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")

@@ -3,9 +3,12 @@
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
 
 from medsynth_lib.processes import headless
 
@@ -15,11 +18,18 @@ LABEL_COLOURS = ListedColormap(["#ff7f0e", "#31a354", "#3b8eea", "#fdd835"])  # 
 LABEL_OPACITY = 0.7
 BRATS_NAMES = {1: "1 necrotic core", 2: "2 oedema", 4: "4 enhancing tumour"}
 
+Window = tuple[float, float]  # intensities that are drawn black and white
 
-def canonical(volume, affine=None):
-    """(x, y, z) array in RAS order and its affine, from an array, tensor or MetaTensor of shape (1, x, y, z) or (x, y, z).
 
-    Without any affine, voxels of 1 mm centred on the origin are assumed.
+def canonical(volume: ArrayLike, affine: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Bring a volume to RAS order.
+
+    Args:
+        volume: array, tensor or MetaTensor, (1, x, y, z) or (x, y, z).
+        affine: (4, 4), voxel to mm. None takes the volume's own; without any, voxels of 1 mm centred on the origin.
+
+    Returns:
+        The array (x, y, z) in RAS order, float32, and its affine (4, 4).
     """
     if affine is None and hasattr(volume, "affine"):
         affine = np.asarray(volume.affine)
@@ -32,31 +42,37 @@ def canonical(volume, affine=None):
     return image.get_fdata(dtype=np.float32), image.affine
 
 
-def show(volume, affine=None, overlay=None, window=None, at=None, title="", names=BRATS_NAMES):
-    """Show a volume in three planes; with a live kernel, sliders for position and window follow below.
+def show(
+    volume: ArrayLike,
+    affine: ArrayLike | None = None,
+    overlay: ArrayLike | None = None,
+    window: Window | None = None,
+    at: tuple[float, float, float] | None = None,
+    title: str = "",
+    names: dict[int, str] = BRATS_NAMES,
+) -> Figure:
+    """Show a volume in three planes; with a live kernel, sliders for position and window follow.
 
-    The person's left is drawn on the left (the neurological convention).
+    The subject's left is drawn on the left (the neurological convention).
 
     Args:
-        volume: (1, x, y, z) or (x, y, z); its ``affine`` attribute or the argument gives orientation and millimetres.
-        overlay: label volume of the same shape, labels 1 to 4 are drawn in colour, with a legend.
+        volume: (1, x, y, z) or (x, y, z).
+        affine: (4, 4), voxel to mm; None takes the volume's own.
+        overlay: label volume of the same shape; labels 1 to 4 are drawn in colour, with a legend.
         window: (low, high) shown as black and white; None takes 0 and the 99.7th percentile of the nonzero voxels.
-        at: position in mm (x, y, z); None takes the middle of the overlay, else of the volume.
+        at: position (x, y, z) in mm; None takes the middle of the overlay, else of the volume.
+        title: text above the figure.
         names: what the legend calls each label.
 
-    Returns the static matplotlib figure, which is also what a saved or headless notebook keeps.
+    Returns:
+        The static figure, which is also what a saved or headless notebook keeps.
     """
     array, affine_ras = canonical(volume, affine)
     if affine is None and hasattr(volume, "affine"):
         affine = np.asarray(volume.affine)
     labels = canonical(overlay, affine)[0] if overlay is not None else None
-    if window is None:
-        window = (min(0.0, float(array.min())), float(np.percentile(array[array != 0], 99.7)) if array.any() else 1.0)
-    if at is None:
-        inside = np.argwhere(labels > 0) if labels is not None and labels.any() else None
-        voxel = np.median(inside, 0) if inside is not None else (np.array(array.shape) - 1) / 2
-    else:
-        voxel = np.linalg.solve(affine_ras, [*at, 1])[:3]
+    window = window or full_window(array)
+    voxel = middle_voxel(array, labels) if at is None else np.linalg.solve(affine_ras, [*at, 1])[:3]
     voxel = np.clip(np.rint(voxel), 0, np.array(array.shape) - 1).astype(int)
     figure = draw(array, affine_ras, voxel, window, labels, title, names)
     if not headless():
@@ -65,14 +81,42 @@ def show(volume, affine=None, overlay=None, window=None, at=None, title="", name
     return figure
 
 
-def draw(array, affine, voxel, window, labels, title, names=BRATS_NAMES):
-    """The static three-plane figure of a RAS volume at one voxel position."""
+def full_window(array: np.ndarray) -> Window:
+    """Return the window from 0, or the minimum below it, to the 99.7th percentile of the nonzero voxels."""
+    high = float(np.percentile(array[array != 0], 99.7)) if array.any() else 1.0
+    return min(0.0, float(array.min())), high
+
+
+def middle_voxel(array: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Return the median position (3) of the labelled voxels, or the middle of the array without any."""
+    if labels is not None and labels.any():
+        return np.median(np.argwhere(labels > 0), 0)
+    return (np.array(array.shape) - 1) / 2
+
+
+def draw(
+    array: np.ndarray,
+    affine: np.ndarray,
+    voxel: ArrayLike,
+    window: Window,
+    labels: np.ndarray | None,
+    title: str,
+    names: dict[int, str] = BRATS_NAMES,
+) -> Figure:
+    """Draw the static three-plane figure of a RAS volume at one voxel.
+
+    Args:
+        array: (x, y, z) in RAS order.
+        affine: (4, 4), voxel to mm.
+        voxel: index (3) that all three planes go through.
+        window: (low, high) shown as black and white.
+        labels: (x, y, z) of labels 1 to 4, 0 elsewhere; None draws none.
+        title: text above the figure; the window follows it.
+        names: what the legend calls each label.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
     for axis, (plane, (fixed, horizontal, vertical)) in zip(axes, PLANES.items(), strict=True):
-        extent = [
-            affine[horizontal, 3] + affine[horizontal, horizontal] * e for e in (-0.5, array.shape[horizontal] - 0.5)
-        ]
-        extent += [affine[vertical, 3] + affine[vertical, vertical] * e for e in (-0.5, array.shape[vertical] - 0.5)]
+        extent = (*edges(array, affine, horizontal), *edges(array, affine, vertical))
         settings = dict(origin="lower", extent=extent, interpolation="nearest")
         axis.imshow(array.take(voxel[fixed], fixed).T, cmap="gray", vmin=window[0], vmax=window[1], **settings)
         if labels is not None:
@@ -91,14 +135,21 @@ def draw(array, affine, voxel, window, labels, title, names=BRATS_NAMES):
     return figure
 
 
-def letter(axis, x, y, text):
-    edge = [withStroke(linewidth=2, foreground="black")]  # legible on bright tissue, too
+def edges(array: np.ndarray, affine: np.ndarray, axis: int) -> tuple[float, float]:
+    """Return where the array begins and ends along an axis, in mm: half a voxel beyond the outer centres."""
+    low, high = (affine[axis, 3] + affine[axis, axis] * e for e in (-0.5, array.shape[axis] - 0.5))
+    return low, high
+
+
+def letter(axis: Axes, x: float, y: float, text: str) -> None:
+    """Write an orientation letter at (x, y), both from 0 to 1, legible on bright and on dark tissue."""
+    edge = [withStroke(linewidth=2, foreground="black")]
     at = dict(transform=axis.transAxes, ha="center", va="center")
     axis.text(x, y, text, color="#ffd54f", weight="bold", path_effects=edge, **at)
 
 
-def legend(figure, labels, names):
-    """One patch for each label that occurs, in its colour as it is laid over the middle grey of the window."""
+def legend(figure: Figure, labels: np.ndarray, names: dict[int, str]) -> None:
+    """Add a patch for each label that occurs, in its colour as it is laid over the middle grey of the window."""
     patches = []
     for value in np.unique(labels[labels > 0]).astype(int):
         over_grey = LABEL_OPACITY * np.array(LABEL_COLOURS((value - 1) / 3)[:3]) + (1 - LABEL_OPACITY) * 0.5
@@ -106,8 +157,16 @@ def legend(figure, labels, names):
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
 
 
-def sliders(array, affine, voxel, window, labels, title, names):
-    """Sliders for the three positions and the window, redrawing the figure below the static one."""
+def sliders(
+    array: np.ndarray,
+    affine: np.ndarray,
+    voxel: ArrayLike,
+    window: Window,
+    labels: np.ndarray | None,
+    title: str,
+    names: dict[int, str],
+) -> None:
+    """Display sliders for the three positions and the window; arguments as `draw`, which they call."""
     import ipywidgets as widgets
     from IPython.display import display
 
