@@ -20,7 +20,7 @@ def box(axis: Axes, x: float, y: float, text: str, colour: str, width: float = 1
 
 
 def arrow(axis: Axes, start: Point, end: Point, text: str = "", style: str = "-|>", dashed: bool = False) -> None:
-    """Draw an arrow between two points and a text above its middle; ``style`` is matplotlib's arrow style."""
+    """Draw an arrow between two points, in matplotlib's ``style``, and a text above its middle."""
     look = dict(arrowstyle=style, mutation_scale=11, color="#555555", linestyle="--" if dashed else "-")
     axis.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **look))
     axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.16, text, ha="center", fontsize=8)
@@ -54,7 +54,7 @@ def domain_adaptation_tasks() -> Figure:
 
 
 def adaptation_framework() -> Figure:
-    """Draw Fig. 2 of the adaptation paper: supervised backbone, s-VAE and the KL on the target's output."""
+    """Draw Fig. 2 of the adaptation paper: backbone, s-VAE and the KL on the target's output."""
     figure, axis = plt.subplots(figsize=(11, 3.9), layout="constrained")
     box(axis, 1.2, 3.0, "FLAIR, T2\nsource $x_s$", SOURCE)
     box(axis, 4.0, 3.0, "3D pix2pix Φ\n(this lesson)", MODEL, 1.9)
@@ -99,7 +99,7 @@ HAGAN_ARROWS = (  # start, end, text
 
 
 def hagan_boxes(size: int, depth: int, latent: int, c: int) -> list[tuple[float, float, str, str, float]]:
-    """List the boxes of HA-GAN's Fig. 1 (x, y, text, colour, width); arguments as `hagan_training`."""
+    """List the boxes of `hagan_training`, which has the same arguments: x, y, text, colour, width."""
     quarter = size // 4
     return [
         (0.9, 4.2, f"code z\n{latent}", SHARED, 1.1),
@@ -123,7 +123,9 @@ def hagan_boxes(size: int, depth: int, latent: int, c: int) -> list[tuple[float,
 
 
 def hagan_training(size: int = 256, depth: int = 32, latent: int = 1024, c: int = 32) -> Figure:
-    """Draw HA-GAN's data flow in training (its Fig. 1), with shapes as channels x slices x rows x columns.
+    """Draw HA-GAN's data flow in training (its Fig. 1).
+
+    Shapes are channels x slices x rows x columns.
 
     Args:
         size: voxels of a volume along each axis.

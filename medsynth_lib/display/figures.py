@@ -92,7 +92,7 @@ def recovery_panels(
     unit: str = "intensity",
     title: str = "",
 ) -> Figure:
-    """Draw HA-GAN's Fig. 4: a real volume, each recovered one, and their differences, in three planes.
+    """Draw a real volume, each recovered one and their differences in three planes (Fig. 4).
 
     Args:
         real: (1, x, y, z).

@@ -34,7 +34,7 @@ def walk_figure(
     columns: Sequence[str] = (),
     one_slice: bool = False,
 ) -> Figure:
-    """Draw walks through the latent space, one a row, with masks outlined (HA-GAN's Figs. 7 and 8).
+    """Draw walks through the latent space, one a row, with masks outlined (Figs. 7 and 8).
 
     Args:
         rows: (name, plane, pictures) of each walk; a picture is (volume (S, S, S), mask (S, S, S), text below it).
@@ -174,7 +174,7 @@ class LatentView:
         return buffer.getvalue()
 
     def seconds_a_move(self, moves: int = 8) -> float:
-        """Measure the median seconds from a slider's move to the finished picture, over so many moves."""
+        """Measure the median seconds from a slider's move to the finished picture."""
         seconds = []
         for k in range(moves):
             began = time.perf_counter()
@@ -186,7 +186,7 @@ class LatentView:
 
 
 def explore_latent(view: LatentView, title: str, doses: Sequence[float] = (-2.0, 0.0, 2.0)) -> Figure:
-    """Show what each direction of a view does; with a live kernel, sliders follow below the figure.
+    """Show what each direction of a view does; with a live kernel, sliders follow.
 
     Args:
         view: a code and its directions.
@@ -221,7 +221,7 @@ def explore_latent(view: LatentView, title: str, doses: Sequence[float] = (-2.0,
 
 
 def latent_sliders(view: LatentView) -> None:
-    """Display a slider for each direction and a button for another code; the picture below follows."""
+    """Display a slider for each direction, a button for another code, and the picture."""
     import ipywidgets as widgets
     from IPython.display import display
 

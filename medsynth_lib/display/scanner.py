@@ -27,7 +27,7 @@ def normalised_slice(subject: Subject, sequence: Sequence, field: float, index: 
 
 
 def explore_scanner(subject: Subject, field: float = 3.0) -> Figure:
-    """Show what TR, TE, TI and the field do to one slice; with a live kernel, sliders follow below.
+    """Show what TR, TE, TI and field do to one slice; with a live kernel, sliders follow.
 
     Args:
         subject: a simulated brain.
@@ -54,7 +54,7 @@ def explore_scanner(subject: Subject, field: float = 3.0) -> Figure:
 
 
 def scanner_sliders(subject: Subject, index: int) -> None:
-    """Display sliders for TR, TE, TI (0 is a spin echo) and the field; they redraw one slice and its signals.
+    """Display sliders for TR, TE, TI (0 is a spin echo) and field; they redraw one slice.
 
     Args:
         subject: a simulated brain.

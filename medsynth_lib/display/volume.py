@@ -82,13 +82,13 @@ def show(
 
 
 def full_window(array: np.ndarray) -> Window:
-    """Return the window from 0, or the minimum below it, to the 99.7th percentile of the nonzero voxels."""
+    """Return the window from 0 or a lower minimum to the 99.7th percentile of what is not 0."""
     high = float(np.percentile(array[array != 0], 99.7)) if array.any() else 1.0
     return min(0.0, float(array.min())), high
 
 
 def middle_voxel(array: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """Return the median position (3) of the labelled voxels, or the middle of the array without any."""
+    """Return the median position (3) of labelled voxels; the array's middle without any."""
     if labels is not None and labels.any():
         return np.median(np.argwhere(labels > 0), 0)
     return (np.array(array.shape) - 1) / 2
@@ -136,20 +136,20 @@ def draw(
 
 
 def edges(array: np.ndarray, affine: np.ndarray, axis: int) -> tuple[float, float]:
-    """Return where the array begins and ends along an axis, in mm: half a voxel beyond the outer centres."""
+    """Return where the array begins and ends along an axis, in mm, outer halves included."""
     low, high = (affine[axis, 3] + affine[axis, axis] * e for e in (-0.5, array.shape[axis] - 0.5))
     return low, high
 
 
 def letter(axis: Axes, x: float, y: float, text: str) -> None:
-    """Write an orientation letter at (x, y), both from 0 to 1, legible on bright and on dark tissue."""
+    """Write an orientation letter at (x, y), from 0 to 1, legible on bright and dark tissue."""
     edge = [withStroke(linewidth=2, foreground="black")]
     at = dict(transform=axis.transAxes, ha="center", va="center")
     axis.text(x, y, text, color="#ffd54f", weight="bold", path_effects=edge, **at)
 
 
 def legend(figure: Figure, labels: np.ndarray, names: dict[int, str]) -> None:
-    """Add a patch for each label that occurs, in its colour as it is laid over the middle grey of the window."""
+    """Add a patch for each label that occurs, in its colour over the middle grey."""
     patches = []
     for value in np.unique(labels[labels > 0]).astype(int):
         over_grey = LABEL_OPACITY * np.array(LABEL_COLOURS((value - 1) / 3)[:3]) + (1 - LABEL_OPACITY) * 0.5
@@ -166,7 +166,7 @@ def sliders(
     title: str,
     names: dict[int, str],
 ) -> None:
-    """Display sliders for the three positions and the window; arguments as `draw`, which they call."""
+    """Display sliders for positions and window; they call `draw`, which has the same arguments."""
     import ipywidgets as widgets
     from IPython.display import display
 
