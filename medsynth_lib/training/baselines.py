@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models import baselines as models
+from medsynth_lib.settings import BaselineSettings
 from medsynth_lib.training.hagan import bce
-from medsynth_lib.training.loop import Algorithm
+from medsynth_lib.training.loop import Algorithm, Run
 from medsynth_lib.training.svae import gaussian_kl
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
@@ -41,10 +42,11 @@ class WGAN(Algorithm):
     betas = (0.9, 0.999)  # Adam's; Kwon et al. leave the defaults
     drift = 0.0  # weight of the squared score of real volumes
 
-    def __init__(self, recipe):
-        self.recipe, self.networks = recipe, self.build(**{k: recipe[k] for k in ("size", "latent", "width", "widest")})
+    def __init__(self, settings: BaselineSettings):
+        self.settings = settings
+        self.networks = self.build(settings.size, settings.latent, settings.width, settings.widest)
         self.optimisers = {
-            name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=self.betas)
+            name: torch.optim.Adam(network.parameters(), settings.learning_rate, betas=self.betas)
             for name, network in self.networks.items()
         }
 
@@ -54,27 +56,27 @@ class WGAN(Algorithm):
             "D": models.Critic(size, 1, width, widest),
         }
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         """One update of each network on real volumes; returns their losses, detached."""
         x = batch["x"]
         return {
-            "d": self.update(("D",), lambda: self.critic_loss(x)),
-            "g": self.update(("G",), lambda: -self.score(self.sample(x)).mean()),
+            "d": self.update(("D",), lambda: self.critic_loss(x), run),
+            "g": self.update(("G",), lambda: -self.score(self.sample(x)).mean(), run),
         }
 
-    def update(self, names, loss):
+    def update(self, names, loss, run):
         """Compute a loss with only these networks in need of gradients, and take their step."""
         for name in self.networks:
             self.networks[name].requires_grad_(name in names)
             self.optimisers[name].zero_grad(set_to_none=True)
         value = loss()
-        self.backward(value)
+        run.backward(value)
         for name in names:
             self.optimisers[name].step()
         return value.detach()
 
     def noise(self, x):
-        return torch.randn(len(x), self.recipe["latent"], device=x.device)
+        return torch.randn(len(x), self.settings.latent, device=x.device)
 
     def sample(self, x):
         """As many fake volumes as there are real ones."""
@@ -113,12 +115,12 @@ class AlphaGAN(WGAN):
         encoder = models.Critic(size, latent, width, widest)
         return super().build(size, latent, width, widest) | {"E": encoder, "C": models.CodeCritic(latent, 8 * widest)}
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         x = batch["x"]
         return {
-            "g": self.update(("G", "E"), lambda: self.generator_loss(x)),
-            "d": self.update(("D",), lambda: self.critic_loss(x)),
-            "c": self.update(("C",), lambda: self.code_loss(x)),
+            "g": self.update(("G", "E"), lambda: self.generator_loss(x), run),
+            "d": self.update(("D",), lambda: self.critic_loss(x), run),
+            "c": self.update(("C",), lambda: self.code_loss(x), run),
         }
 
     def generator_loss(self, x):
@@ -153,12 +155,12 @@ class VAEGAN(WGAN):
         encoder = models.GaussianEncoder(size, latent, width, widest)
         return super().build(size, latent, width, widest) | {"E": encoder}
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         x = batch["x"]
         return {
-            "d": self.update(("D",), lambda: self.critic_loss(x)),
-            "g": self.update(("G",), lambda: self.generator_loss(x)),
-            "e": self.update(("E",), lambda: self.encoder_loss(x)),
+            "d": self.update(("D",), lambda: self.critic_loss(x), run),
+            "g": self.update(("G",), lambda: self.generator_loss(x), run),
+            "e": self.update(("E",), lambda: self.encoder_loss(x), run),
         }
 
     def critic_loss(self, x):
@@ -208,9 +210,8 @@ class ProgressiveGAN(WGAN):
             "D": models.ShrinkingCritic(size, width, widest),
         }
 
-    def learning_rate(self, step, steps):
-        self.progress = step / steps  # `fit` asks at every step, also after a resume
-        return super().learning_rate(step, steps)
+    def begin_step(self, step, steps):
+        self.progress = step / steps
 
     def stage(self):
         """Stage k and alpha, by progress."""
@@ -224,8 +225,8 @@ class ProgressiveGAN(WGAN):
         x = F.avg_pool3d(x, x.shape[-1] // (4 << k))
         return x if alpha == 1 else torch.lerp(models.twice(F.avg_pool3d(x, 2)), x, alpha)
 
-    def step(self, batch):
-        return super().step({"x": self.at_stage(batch["x"])})
+    def step(self, batch, run=Run()):
+        return super().step({"x": self.at_stage(batch["x"])}, run)
 
     def sample(self, x):
         return self.networks["G"](self.noise(x), *self.stage())

@@ -5,6 +5,7 @@ Equations are those of Sun et al. Names are those of its Table I; S is the size 
 
 import copy
 from math import ceil
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from medsynth_lib.models.hagan import networks, require_size
 from medsynth_lib.models.hagan_lean import fork, make_lean
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
-from medsynth_lib.training.loop import Algorithm
+from medsynth_lib.training.loop import Algorithm, Run
 from medsynth_lib.training.svae import gaussian_kl
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
@@ -95,13 +96,18 @@ class HAGAN(Algorithm):
             if recipe[key] not in allowed:
                 raise ValueError(f"{key} {recipe[key]!r} is unknown; use one of {allowed}")
         self.recipe, self.size, self.classes = recipe, recipe["size"], recipe["classes"]
+        self.settings = SimpleNamespace(**recipe)
         self.joint = recipe["joint"] and recipe["encoder"]
-        self.at_once = recipe["lean"] and recipe["beta_1"] == 0  # with one moment alone a step needs nothing but its gradient
+        self.at_once = (
+            recipe["lean"] and recipe["beta_1"] == 0
+        )  # with one moment alone a step needs nothing but its gradient
         require_size(self.size, recipe["fraction"])
         self.depth = int(self.size * recipe["fraction"])
         self.reads = ("x", "label") if self.classes else ("x",)
         if recipe["recovery_first"] and not self.joint:
-            raise ValueError("recovery_first needs joint and encoder: nothing else would teach the generator at the beginning")
+            raise ValueError(
+                "recovery_first needs joint and encoder: nothing else would teach the generator at the beginning"
+            )
         self.phases = ("recovery", "game") if recipe["recovery_first"] else ("game",)  # in which other networks learn
         sizes = self.size, recipe["latent"], recipe["c"], recipe["fraction"], self.classes
         self.networks = networks(*sizes, recipe["joint"])  # also without an encoder: G^A may go on from standard codes
@@ -119,19 +125,12 @@ class HAGAN(Algorithm):
             for network in self.networks.values():
                 network.to(memory_format=torch.channels_last_3d)
 
-    def learning_rate(self, step, steps):
+    def begin_step(self, step, steps):
         counting = ceil(self.recipe["recovery_first"] * steps)  # when it begins
         game = counting and counting + ceil(COUNTING * steps)
         self.phase = "recovery" if step < counting else "counting" if step < game else "game"
-        if counting and self.processes() > 1:
-            raise ValueError("recovery_first needs one process: each would count the codes of its own volumes")
         if counting and step == game and self.networks["E^G"].standard.people:
             self.settle()
-        return super().learning_rate(step, steps)
-
-    def processes(self):
-        owner = self.backward.__self__  # Fabric, where `fit` put its own in the place
-        return 1 if owner is self else owner.world_size
 
     def settle(self):
         """Make codes standard for encoder and generator alike: what a volume's code is drawn as does not change."""
@@ -151,11 +150,14 @@ class HAGAN(Algorithm):
 
     # -- one iteration ---------------------------------------------------------------------------------------------------
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         """Updates on real volumes of D; of G, with E^G where they are joint; of E^H; of E^G: of those that learn in this phase.
 
         Returns losses, detached.
         """
+        self.run = run
+        if self.recipe["recovery_first"] and run.processes > 1:
+            raise ValueError("recovery_first needs one process: each would count the codes of its own volumes")
         x, label = batch["x"], batch.get("label")
         r = draw_start(self.size, self.depth, self.recipe["start"])
         real = select_high(x, r, self.depth), low_resolution(x)
@@ -183,7 +185,7 @@ class HAGAN(Algorithm):
         *first, last = losses.values()
         values = [self.part(loss()) for loss in first] + [last()]
         self.steps_at_once(names, True)
-        self.backward(sum(values))
+        self.run.backward(sum(values))
         self.steps_at_once(names, False)
         for name in names:
             self.optimisers[name].step()
@@ -191,8 +193,7 @@ class HAGAN(Algorithm):
 
     def steps_at_once(self, names, on):
         """Lean: let each parameter take its step as soon as it has its gradient (one process, loss not scaled)."""
-        owner = self.backward.__self__
-        alone = self.processes() == 1 and (owner is self or owner.strategy.precision.precision != "16-mixed")
+        alone = self.run.processes == 1 and self.run.precision != "16-mixed"
         if self.at_once and alone:
             for name in names:
                 self.optimisers[name].at_once(on)
@@ -201,7 +202,7 @@ class HAGAN(Algorithm):
         """A term that shares no graph with those to come. Lean: its backward pass is done now, so that its graph can go."""
         if not self.recipe["lean"]:
             return loss
-        self.backward(loss)
+        self.run.backward(loss)
         return loss.detach()
 
     @torch.no_grad()
@@ -242,7 +243,9 @@ class HAGAN(Algorithm):
         z, kl = self.codes(features)
         x_r, x_low = self.generate(self.with_label(z, label), r)
         loss = F.l1_loss(x_r, real[0]) + (F.l1_loss(x_low, real[1]) if self.recipe["low_branch"] else 0)
-        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe["kl_weight"] * kl
+        return (self.recipe["lam"] * loss if self.recipe["loss"] == "paper" else loss / 2) + self.recipe[
+            "kl_weight"
+        ] * kl
 
     def codes(self, features):
         """Codes of a batch for equation (7), and the KL of own codes to N(0, I); as printed E^G gives a code and no KL."""

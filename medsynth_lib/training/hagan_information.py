@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from medsynth_lib.training.hagan import HAGAN, low_resolution
+from medsynth_lib.training.loop import Run
 
 
 def information_bound(c, mean, log_variance):
@@ -96,8 +97,8 @@ class InformedHAGAN(HAGAN):
         for name, network in self.networks.items():
             network.load_state_dict(start[name].state_dict())
 
-    def step(self, batch):
-        losses = super().step(batch)
+    def step(self, batch, run=Run()):
+        losses = super().step(batch, run)
         on_real = low_resolution(batch["x"]), batch["measures"]
         return losses | self.update(("Q",), q=lambda: -information_bound(on_real[1], *self.networks["Q"](on_real[0])))
 

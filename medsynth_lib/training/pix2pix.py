@@ -4,7 +4,8 @@ import torch
 
 from medsynth_lib.data.preparation.pairs import augment
 from medsynth_lib.models.pix2pix import Discriminator, Generator
-from medsynth_lib.training.loop import linear_decay
+from medsynth_lib.settings import Pix2PixSettings
+from medsynth_lib.training.loop import Algorithm, Run
 
 VERSION = 1  # raise when the mathematics below changes: artefacts of another version are not reused
 RECIPE_KEYS = ("width", "loss", "learning_rate", "constant_until", "decay_until", "final_learning_rate", "spatial",
@@ -27,30 +28,27 @@ def feature_matching_loss(fake, real):
     return sum(l1_loss(f, r.detach()) for f, r in zip(fake, real, strict=True)) / len(fake)
 
 
-class Pix2Pix:
+class Pix2Pix(Algorithm):
     """Generator FLAIR+T2 -> T1, with ``loss`` "l1" (the paper's text) or "gan" (LSGAN + 100 L1 + 1.5 feature matching).
 
-    ``recipe`` keys: width, loss, learning_rate with its schedule (constant_until, decay_until, final_learning_rate), spatial
+    ``settings``: width, loss, learning_rate with its schedule (constant_until, decay_until, final_learning_rate), spatial
     and intensity (probabilities of the two kinds of augmentation).
     """
 
     reads = ("x", "y", "mask")  # of a sample
 
-    def __init__(self, recipe):
-        if recipe["loss"] not in ("l1", "gan"):
-            raise ValueError(f"loss {recipe['loss']!r} is unknown; use 'l1' (the paper's text) or 'gan'")
-        self.recipe = recipe
+    def __init__(self, settings: Pix2PixSettings):
+        if settings.loss not in ("l1", "gan"):
+            raise ValueError(f"loss {settings.loss!r} is unknown; use 'l1' (the paper's text) or 'gan'")
+        self.settings = settings
         # the memory layout changes numbers by rounding only, but a CPU step takes a fifth less time
-        self.networks = {"generator": Generator(width=recipe["width"]).to(memory_format=torch.channels_last_3d)}
-        if recipe["loss"] == "gan":
-            self.networks["discriminator"] = Discriminator(width=recipe["width"])
+        self.networks = {"generator": Generator(width=settings.width).to(memory_format=torch.channels_last_3d)}
+        if settings.loss == "gan":
+            self.networks["discriminator"] = Discriminator(width=settings.width)
         self.optimisers = {
-            name: torch.optim.Adam(network.parameters(), recipe["learning_rate"], betas=(0.5, 0.999))
+            name: torch.optim.Adam(network.parameters(), settings.learning_rate, betas=(0.5, 0.999))
             for name, network in self.networks.items()
         }
-
-    def learning_rate(self, step, steps):
-        return linear_decay(self.recipe, step, steps)
 
     def prepare(self, batch, generator):
         """Augment each sample of a batch; the paper's three augmentations are in `augment`."""
@@ -58,43 +56,40 @@ class Pix2Pix:
             augment(
                 {k: batch[k][i] for k in ("x", "y", "mask")},
                 generator,
-                self.recipe["spatial"],
-                self.recipe["intensity"],
+                self.settings.spatial,
+                self.settings.intensity,
             )
             for i in range(len(batch["x"]))
         ]
         return {k: torch.stack([s[k] for s in samples]) for k in ("x", "y", "mask")}
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         """One optimisation step on x (batch, 2, ...), y (batch, 1, ...); returns the losses, detached."""
         x, y = batch["x"], batch["y"]
         y_hat = self.networks["generator"](x)
         losses = {"l1": l1_loss(y_hat, y)}
-        if self.recipe["loss"] == "l1":
-            self.update("generator", losses["l1"])
+        if self.settings.loss == "l1":
+            self.update("generator", losses["l1"], run)
         else:
-            losses |= self.adversarial_step(x, y, y_hat, losses["l1"])
+            losses |= self.adversarial_step(x, y, y_hat, losses["l1"], run)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def adversarial_step(self, x, y, y_hat, l1):
+    def adversarial_step(self, x, y, y_hat, l1, run):
         """Discriminator first, on the detached fake; then the generator against the updated discriminator."""
         d = self.networks["discriminator"]
         real, fake = torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
         d_loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
-        self.update("discriminator", d_loss)
+        self.update("discriminator", d_loss, run)
         logits, fake_features = d(fake)  # the gradients this leaves in d are cleared before its next update
         adversarial = lsgan_loss(logits, True)
         matching = feature_matching_loss(fake_features, d(real)[1])
-        self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching)
+        self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching, run)
         return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
 
-    def update(self, name, loss):
+    def update(self, name, loss, run):
         self.optimisers[name].zero_grad(set_to_none=True)
-        self.backward(loss)
+        run.backward(loss)
         self.optimisers[name].step()
-
-    def backward(self, loss):
-        loss.backward()
 
     def validate(self, batch):
         """Tuning losses without augmentation: L1 over the volume and over the brain."""

@@ -11,7 +11,8 @@ from monai.networks.nets import SegResNet
 
 from medsynth_lib.data.preparation.pairs import augment
 from medsynth_lib.data.simulation.atlas import STRUCTURES
-from medsynth_lib.training.loop import Algorithm
+from medsynth_lib.settings import SegmenterSettings, StructureSettings
+from medsynth_lib.training.loop import Algorithm, Run
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 STRUCTURES_VERSION = 2
@@ -29,22 +30,22 @@ class Segmenter(Algorithm):
 
     reads = ("x", "mask", "seg")
 
-    def __init__(self, recipe):
-        self.recipe = recipe
+    def __init__(self, settings: SegmenterSettings):
+        self.settings = settings
         network = SegResNet(
-            init_filters=recipe["width"],
+            init_filters=settings.width,
             in_channels=len(INPUTS),
             out_channels=len(REGIONS),
             blocks_down=(1, 1, 1),
             blocks_up=(1, 1),
         )
         self.networks = {"segmenter": network}
-        self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
+        self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), settings.learning_rate)}
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0)
 
     def prepare(self, batch, generator):
         samples = [
-            augment({k: batch[k][i] for k in self.reads}, generator, self.recipe["spatial"], self.recipe["intensity"])
+            augment({k: batch[k][i] for k in self.reads}, generator, self.settings.spatial, self.settings.intensity)
             for i in range(len(batch["x"]))
         ]
         return {k: torch.stack([s[k] for s in samples]) for k in self.reads}
@@ -54,10 +55,10 @@ class Segmenter(Algorithm):
         logits, truth = self.networks["segmenter"](batch["x"]), regions(batch["seg"])
         return self.dice(logits, truth) + F.binary_cross_entropy_with_logits(logits, truth)
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         loss = self.loss(batch)
         self.optimisers["segmenter"].zero_grad(set_to_none=True)
-        self.backward(loss)
+        run.backward(loss)
         self.optimisers["segmenter"].step()
         return {"loss": loss.detach()}
 
@@ -87,11 +88,11 @@ class StructureSegmenter(Segmenter):
 
     reads = ("x", "labels")
 
-    def __init__(self, recipe):
-        self.recipe = recipe
-        network = PositionedSegResNet(recipe["width"], len(STRUCTURES))
+    def __init__(self, settings: StructureSettings):
+        self.settings = settings
+        network = PositionedSegResNet(settings.width, len(STRUCTURES))
         self.networks = {"segmenter": network}
-        self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), recipe["learning_rate"])}
+        self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), settings.learning_rate)}
         self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
     def prepare(self, batch, generator):

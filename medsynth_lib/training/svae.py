@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from medsynth_lib.models.svae import VAE
-from medsynth_lib.training.loop import Algorithm
+from medsynth_lib.settings import SliceVAESettings
+from medsynth_lib.training.loop import Algorithm, Run
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # of (x, y, z) in RAS order
@@ -82,12 +83,12 @@ def kept(slices, which):
     return choose(slices, which) if which.startswith(("first", "spread")) else slices
 
 
-def images(volumes, recipe, select=kept):
+def images(volumes, settings, select=kept):
     """What a slice-VAE sees of volumes (b, 1, x, y, z): cubes (b, 1, N, N, N), or in 2D their slices (b n, 1, N, N)."""
-    cubes = to_cube(volumes, recipe["size"])
-    if recipe["dims"] == 3:
+    cubes = to_cube(volumes, settings.size)
+    if settings.dims == 3:
         return cubes
-    return torch.cat([select(volume_to_slices(cube[0], recipe["plane"]), recipe["slices"]) for cube in cubes])
+    return torch.cat([select(volume_to_slices(cube[0], settings.plane), settings.slices) for cube in cubes])
 
 
 def gaussian_kl(mean, log_variance):
@@ -113,21 +114,21 @@ class SliceVAE(Algorithm):
 
     Eq. (1) is misprinted twice: it has KL(N(0, I) || q), which is not that of the evidence lower bound, and a norm without
     its square. ``loss`` "elbo" is what a VAE minimises; "reversed" and "unsquared" have one misprint each; "printed" has both.
-    ``recipe`` keys: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices (see `choose`), norm,
+    ``settings``: size (N), dims (2: a volume's slices are the batch; 3: volumes are), plane, slices (see `choose`), norm,
     width, loss, kl_weight, and the learning rate's schedule.
     """
 
     reads = ("y", "mask")  # of a sample
 
-    def __init__(self, recipe):
-        if recipe["loss"] not in LOSSES:
-            raise ValueError(f"loss {recipe['loss']!r} is unknown; use one of {tuple(LOSSES)}")
-        self.recipe = recipe
-        vae = VAE(**{k: recipe[k] for k in ("size", "dims", "norm", "width")})
+    def __init__(self, settings: SliceVAESettings):
+        if settings.loss not in LOSSES:
+            raise ValueError(f"loss {settings.loss!r} is unknown; use one of {tuple(LOSSES)}")
+        self.settings = settings
+        vae = VAE(settings.size, settings.dims, settings.norm, settings.width)
         # the memory layout changes no number's meaning, but makes convolutions a third faster on a CPU
-        vae.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[recipe["dims"]])
+        vae.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[settings.dims])
         self.networks = {"vae": vae}
-        self.optimisers = {"vae": torch.optim.Adam(vae.parameters(), recipe["learning_rate"])}
+        self.optimisers = {"vae": torch.optim.Adam(vae.parameters(), settings.learning_rate)}
 
     def prepare(self, batch, generator):
         """T1 of a batch, each flipped from left to right with probability 1/2 (heads are nearly symmetric) and deformed."""
@@ -135,11 +136,11 @@ class SliceVAE(Algorithm):
         flipped = torch.stack([v.flip(1) if f else v for v, f in zip(batch["y"], flips, strict=True)])
         return {"y": deform(flipped, generator)}
 
-    def step(self, batch):
+    def step(self, batch, run=Run()):
         """One optimisation step on y (b, 1, x, y, z) in [0, 1]; returns loss, squared error and KL, detached."""
-        losses = self.losses(images(batch["y"], self.recipe, choose))
+        losses = self.losses(images(batch["y"], self.settings, choose))
         self.optimisers["vae"].zero_grad(set_to_none=True)
-        self.backward(losses["loss"])
+        run.backward(losses["loss"])
         self.optimisers["vae"].step()
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -147,14 +148,14 @@ class SliceVAE(Algorithm):
         """Eq. (1) on images (n, 1, ...), each term summed over an image and averaged over the n."""
         x_hat, mean, log_variance = self.networks["vae"](x)
         sse = (x_hat - x).square().flatten(1).sum(1)
-        divergence, unsquared = LOSSES[self.recipe["loss"]]
+        divergence, unsquared = LOSSES[self.settings.loss]
         kl = divergence(mean, log_variance).flatten(1).sum(1).mean()
         error = sse.sqrt() if unsquared else sse
-        return {"loss": error.mean() + self.recipe["kl_weight"] * kl, "sse": sse.mean(), "kl": kl}
+        return {"loss": error.mean() + self.settings.kl_weight * kl, "sse": sse.mean(), "kl": kl}
 
     def validate(self, batch):
         """Reconstruction from the mean codes, in evaluation mode: squared error inside the brain."""
-        x, inside = images(batch["y"], self.recipe), images(batch["mask"].float(), self.recipe) > 0
+        x, inside = images(batch["y"], self.settings), images(batch["mask"].float(), self.settings) > 0
         vae = self.networks["vae"]
         x_hat = vae.decoder(vae.encoder(x)[0])
         return {

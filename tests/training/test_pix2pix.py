@@ -327,8 +327,8 @@ def test_non_finite_weights_never_reach_a_checkpoint(tmp_path, monkeypatch):
     saved = (tmp_path / "checkpoint.safetensors").read_bytes()
     step = Pix2Pix.step
 
-    def poisoning(self, batch):
-        losses = step(self, batch)
+    def poisoning(self, batch, run):
+        losses = step(self, batch, run)
         poisoning.calls += 1
         if poisoning.calls == 3:  # step 6: validation and checkpoint follow
             self.networks["generator"].out[1].bias.data.fill_(float("nan"))
