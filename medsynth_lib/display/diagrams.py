@@ -99,7 +99,7 @@ HAGAN_ARROWS = (  # start, end, text
 
 
 def hagan_boxes(size: int, depth: int, latent: int, c: int) -> list[tuple[float, float, str, str, float]]:
-    """List the boxes of `hagan_training`, which has the same arguments: x, y, text, colour, width."""
+    """List the boxes of `hagan_training` for the same arguments: x, y, text, colour, width."""
     quarter = size // 4
     return [
         (0.9, 4.2, f"code z\n{latent}", SHARED, 1.1),
