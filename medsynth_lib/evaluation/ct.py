@@ -10,18 +10,31 @@ Thresholds, HU:
 The paper leaves its own criteria to a supplement; these are the common ones, quoted from secondary sources.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 LUNG, EMPHYSEMA, FAT, BONE = -500.0, -950.0, (-190.0, -30.0), 150.0
 EDGE_MM = 4.0  # voxels this near to lung mix it with soft tissue, and so pass through the range of fat
+SMALLEST_LUNG = 200.0  # ml
 
 
-def measure(hu, spacing):
-    """Volumes of one chest CT: lung_ml, emphysema_percent (of the lung), fat_ml and bone_ml.
+def measure(hu: ArrayLike, spacing: Sequence[float]) -> dict[str, float]:
+    """Measure the volumes of one chest CT.
 
-    hu: (x, y, z) in Hounsfield units. spacing: voxel size (3) in mm. Raises ValueError where there is no lung.
-    Air in bronchi open to the lung is below -950, too: simulated chests without emphysema measure 0.3 to 0.6 %.
+    Air in bronchi open to the lung is below -950, too: chests without emphysema measure a little above 0.
+
+    Args:
+        hu: (x, y, z) in Hounsfield units.
+        spacing: voxel size (3) in mm.
+
+    Returns:
+        lung_ml, emphysema_percent (of the lung, 0 to 100), fat_ml and bone_ml.
+
+    Raises:
+        ValueError: there is no lung.
     """
     masks = tissue_masks(hu, spacing)
     ml = {name: float(mask.sum() * np.prod(spacing) / 1000) for name, mask in masks.items()}
@@ -33,8 +46,19 @@ def measure(hu, spacing):
     )
 
 
-def tissue_masks(hu, spacing):
-    """Boolean masks (x, y, z) of lung, emphysema, fat and bone by the thresholds above; errors as `measure`."""
+def tissue_masks(hu: ArrayLike, spacing: Sequence[float]) -> dict[str, np.ndarray]:
+    """Mark lung, emphysema, fat and bone by the thresholds above.
+
+    Args:
+        hu: (x, y, z) in Hounsfield units.
+        spacing: voxel size (3) in mm.
+
+    Returns:
+        Boolean masks (x, y, z) by name.
+
+    Raises:
+        ValueError: there is no lung.
+    """
     hu = np.asarray(hu)
     lung = lung_mask(hu, spacing)
     edge = lung
@@ -48,15 +72,25 @@ def tissue_masks(hu, spacing):
     )
 
 
-def lung_mask(hu, spacing):
-    """Lung (x, y, z): air-like voxels not open to the sides of the image, in pieces of at least 200 ml, holes filled.
+def lung_mask(hu: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Find the lung: air-like voxels not open to the sides of the image, with holes filled.
 
-    The holes are vessels; windpipe and bronchi are left in where they are open to the lung, about 1 % of its volume.
+    The holes are vessels. Windpipe and bronchi stay in where they are open to the lung, about 1 % of its volume.
+
+    Args:
+        hu: (x, y, z) in Hounsfield units.
+        spacing: voxel size (3) in mm.
+
+    Returns:
+        Boolean mask (x, y, z) of the connected regions of at least 200 ml.
+
+    Raises:
+        ValueError: there is no such region.
     """
     pieces, n = ndimage.label(hu < LUNG)
     sides = np.concatenate([pieces[[0, -1]].ravel(), pieces[:, [0, -1]].ravel()])
     ml = np.bincount(pieces.ravel(), minlength=n + 1) * np.prod(spacing) / 1000
-    keep = ml >= 200
+    keep = ml >= SMALLEST_LUNG
     keep[np.unique(sides)] = False
     keep[0] = False
     if not keep.any():

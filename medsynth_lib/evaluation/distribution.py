@@ -3,10 +3,19 @@
 import torch
 
 
-def sliced_wasserstein(a, b, projections=256, seed=0):
-    """Mean 1-Wasserstein distance between two sets of images (n, ...) and (m, ...) along random directions of pixel space.
+def sliced_wasserstein(a: torch.Tensor, b: torch.Tensor, projections: int = 256, seed: int = 0) -> float:
+    """Average the 1-Wasserstein distance of two sets of images over random directions of pixel space.
 
-    Directions are unit vectors: the distance is that of one random combination of pixels. 0 for equal sets.
+    Directions are unit vectors, so that the distance is that of one random combination of pixels.
+
+    Args:
+        a: (n, ...) images.
+        b: (m, ...) images of the same shape.
+        projections: number of directions.
+        seed: of the directions.
+
+    Returns:
+        The distance in the images' unit; 0 for equal sets.
     """
     a, b = a.flatten(1), b.flatten(1)
     directions = torch.randn(a.shape[1], projections, generator=torch.Generator().manual_seed(seed))
@@ -16,11 +25,30 @@ def sliced_wasserstein(a, b, projections=256, seed=0):
     return float((quantiles[0] - quantiles[1]).abs().mean())
 
 
-def neighbour_correlation(volumes, axis=-1, threshold=0.05):
-    """Mean correlation of each slice with the next along ``axis`` in volumes (n, x, y, z), blank pairs left out.
+def spread_within(volumes: torch.Tensor) -> float:
+    """Average how far each volume of a set lies from the next one; the last one's next is the first.
 
-    1: slices continue each other; less: they belong to different heads. A slice without a voxel above ``threshold`` is blank;
-    beside one that is not, it counts as 0. nan where all is blank.
+    Args:
+        volumes: (n, ...) in [-1, 1].
+
+    Returns:
+        Mean absolute difference on [0, 1]; 0 where all volumes are equal.
+    """
+    return float((volumes - volumes.roll(1, 0)).abs().mean() / 2)
+
+
+def neighbour_correlation(volumes: torch.Tensor, axis: int = -1, threshold: float = 0.05) -> float:
+    """Average the correlation of each slice with the next one along an axis.
+
+    Pairs of two blank slices are left out. A blank slice beside one that is not blank counts as 0.
+
+    Args:
+        volumes: (n, x, y, z) in [0, 1].
+        axis: axis of ``volumes`` that slices are numbered along.
+        threshold: a slice without a voxel above this value is blank.
+
+    Returns:
+        1 where slices continue each other, less where they belong to different heads; nan where all is blank.
     """
     volumes = volumes.movedim(axis, 1)
     one, two = volumes[:, :-1].flatten(0, 1).flatten(1), volumes[:, 1:].flatten(0, 1).flatten(1)

@@ -8,11 +8,11 @@ from torch import nn
 from medsynth_lib.models.pix2pix import Normalise
 
 
-def positive_copy(network):
-    """A double-precision copy with positive weights and without instance norm.
+def positive_copy(network: nn.Module) -> nn.Module:
+    """Copy a network in double precision, with positive weights and without instance norm.
 
-    Positive weights cannot cancel, so its gradient is nonzero wherever there is a path; instance norm would couple every
-    voxel with every other one through the volume's mean.
+    Positive weights cannot cancel, so the copy's gradient is nonzero wherever there is a path. Instance norm would couple
+    every voxel with every other one through the volume's mean.
     """
     network = copy.deepcopy(network).double()
     for parameter in network.parameters():
@@ -25,11 +25,21 @@ def positive_copy(network):
     return network
 
 
-def receptive_field(network, size=160, channels=2):
-    """Length along x, in voxels, of what one output voxel depends on, as (shortest, longest) over eight neighbours.
+def receptive_field(network: nn.Module, size: int = 160, channels: int = 2) -> tuple[int, int]:
+    """Measure how many voxels along x one output voxel depends on.
 
-    Neighbours differ in a strided network. ``size`` must exceed the field; y and z are thin, the field there is the same.
-    Give it a `positive_copy`. Raises ValueError where the field reaches the border of the test volume.
+    Neighbours differ in a strided network, so eight of them are measured. y and z are thin: the field is the same there.
+
+    Args:
+        network: a `positive_copy`.
+        size: voxels along x of the test volume; must exceed the field.
+        channels: of the network's input.
+
+    Returns:
+        The shortest and the longest field, in voxels.
+
+    Raises:
+        ValueError: the field reaches the border of the test volume.
     """
     x = torch.rand(1, channels, size, 8, 8, dtype=torch.float64, requires_grad=True)
     out = network(x)

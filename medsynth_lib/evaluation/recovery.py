@@ -4,19 +4,23 @@ HA-GAN's volumes are cubes (1, N, N, N) or batches (b, 1, N, N, N) in [-1, 1]. T
 see `recovery_scores`.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
-from monai.data import MetaTensor
-from monai.transforms import ResampleToMatch
+from numpy.typing import ArrayLike
 from scipy import ndimage
+from torch import nn
 
-from medsynth_lib.data.preparation.cubes import prepare_cube, to_hu
+from medsynth_lib.data.preparation.cubes import CubeContract, prepare_cube, to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
+from medsynth_lib.data.simulation.subject import Subject
 from medsynth_lib.evaluation.ct import LUNG
-from medsynth_lib.evaluation.generation import distances
+from medsynth_lib.evaluation.generation import distances, in_batches
 from medsynth_lib.evaluation.image import nmse, psnr, ssim_map
 from medsynth_lib.evaluation.segmentation import dice
+from medsynth_lib.training.hagan import decode_in_parts, encode, features, low_resolution, sample
 
 BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
 GROUPS = {  # the smallest structures (a few dozen voxels a side at 64^3) with a neighbour, scored as one
@@ -25,10 +29,20 @@ GROUPS = {  # the smallest structures (a few dozen voxels a side at 64^3) with a
 }
 
 
-def foreground(cube, modality):
-    """Mask (N, N, N) of a real cube (1, N, N, N): the brain ("t1"), or the body with its lungs ("ct").
+# -- scores --------------------------------------------------------------------------------------------------------------------
 
-    The body is what is denser than lung, in its largest piece, with the holes of every axial slice filled.
+
+def foreground(cube: torch.Tensor, modality: str) -> np.ndarray:
+    """Mark the brain, or the body with its lungs.
+
+    The body is what is denser than lung, in its largest connected region, with the holes of every axial slice filled.
+
+    Args:
+        cube: a real volume (1, N, N, N) in [-1, 1].
+        modality: "t1", a brain, or "ct", a chest.
+
+    Returns:
+        Boolean mask (N, N, N).
     """
     if modality == "t1":
         return (cube[0] > BACKGROUND).numpy()
@@ -37,11 +51,19 @@ def foreground(cube, modality):
     return np.stack([ndimage.binary_fill_holes(body[..., k]) for k in range(body.shape[-1])], -1)
 
 
-def recovery_scores(recovered, real, mask):
-    """SSIM, NMSE and PSNR of one cube against the real one, inside the mask and over the whole cube ("whole ...").
+def recovery_scores(recovered: torch.Tensor, real: torch.Tensor, mask: np.ndarray) -> dict[str, float]:
+    """Score one recovered cube inside a mask and over the whole cube (Table V).
 
-    Cubes (1, N, N, N) in [-1, 1] are scored as v = (x + 1) / 2 in [0, 1]. PSNR = -10 log10 of the mean squared error (peak 1);
+    Cubes are scored as v = (x + 1) / 2 in [0, 1]. PSNR = -10 log10 of the mean squared error (peak 1);
     NMSE = ||v - v_real||^2 / ||v_real||^2; SSIM as in `image.ssim_map`.
+
+    Args:
+        recovered: (1, N, N, N) in [-1, 1].
+        real: (1, N, N, N) in [-1, 1].
+        mask: (N, N, N).
+
+    Returns:
+        ssim, nmse and psnr (dB) inside the mask; "whole ssim", "whole nmse" and "whole psnr".
     """
     v, v_real = (recovered + 1) / 2, (real + 1) / 2
     similarity = ssim_map(v, v_real)
@@ -55,16 +77,93 @@ def recovery_scores(recovered, real, mask):
     }
 
 
-def nearest(volumes, train):
-    """Of each volume (b, ...) the training volume (n, ...) with the smallest squared error, found by looking at the volume."""
+def recovery_table(recovered: torch.Tensor, real: torch.Tensor, masks: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Take the `recovery_scores` of volumes (b, 1, N, N, N), one row each."""
+    return pd.DataFrame([recovery_scores(*each) for each in zip(recovered, real, masks, strict=True)])
+
+
+def recovery_errors(networks: Mapping[str, nn.Module], volumes: Iterable[torch.Tensor], depth: int) -> np.ndarray:
+    """Take the L1 error of every volume after the way to its code and back, one volume at a time.
+
+    Args:
+        networks: of a HAGAN, by name.
+        volumes: each (1, N, N, N) in [-1, 1].
+        depth: slices of a sub-volume.
+
+    Returns:
+        One error a volume.
+    """
+    errors = []
+    for x in volumes:
+        again = decode_codes(networks, encode_volumes(networks, x[None], depth))
+        errors.append(float((again - x).abs().mean()))
+    return np.array(errors)
+
+
+# -- recovered volumes and bounds ----------------------------------------------------------------------------------------------
+
+
+def encode_volumes(networks: Mapping[str, nn.Module], x: torch.Tensor, depth: int) -> torch.Tensor:
+    """Encode volumes (b, 1, N, N, N), four at a time, by sub-volumes of ``depth`` slices: codes (b, latent)."""
+    return in_batches(lambda v: encode(networks["E^H"], networks["E^G"], v, depth), x)
+
+
+def decode_codes(networks: Mapping[str, nn.Module], z: torch.Tensor, average: bool = False) -> torch.Tensor:
+    """Decode codes (b, latent), four at a time, by the generator or by its running mean: (b, 1, N, N, N)."""
+    prefix = "mean " if average else ""
+    return in_batches(lambda v: sample(networks[f"{prefix}G^A"], networks[f"{prefix}G^H"], v), z)
+
+
+def recovery_and_bounds(
+    networks: Mapping[str, nn.Module], x: torch.Tensor, z: torch.Tensor, train: torch.Tensor, depth: int
+) -> dict[str, torch.Tensor]:
+    """Recover held-out volumes from their codes and from their features, and take what needs neither.
+
+    Args:
+        networks: of a HAGAN, by name, with the running mean of its generator.
+        x: held-out volumes (b, 1, N, N, N) in [-1, 1].
+        z: their codes (b, latent).
+        train: training volumes (n, 1, N, N, N).
+        depth: slices of a sub-volume.
+
+    Returns:
+        Volumes (b, 1, N, N, N) by the way they came about. The running mean is left out where it recovers the same.
+    """
+    common, high = networks["G^A"], networks["G^H"]
+    a_hat = in_batches(lambda v: features(networks["E^H"], v, depth), x)
+    found = {
+        "from the code": decode_codes(networks, z),
+        "from the code, in parts": in_batches(lambda v: decode_in_parts(high, common(v), depth), z),
+    }
+    averaged = decode_codes(networks, z, average=True)
+    if not torch.allclose(averaged, found["from the code"], atol=1e-3):
+        found["from the code, running mean"] = averaged
+    return found | {
+        "features alone, in parts (eq. 6)": in_batches(lambda v: decode_in_parts(high, v, depth), a_hat),
+        "features alone, whole": in_batches(high, a_hat),
+        "mean training volume": train.mean(0, keepdim=True).expand_as(x),
+        "nearest training volume": nearest(x, train),
+        "X^L up-sampled": up_sampled(low_resolution(x)),
+    }
+
+
+def nearest(volumes: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
+    """Find the training volume (n, ...) with the smallest squared error of each volume (b, ...): (b, ...)."""
     return train[distances(volumes, train).argmin(1)]
 
 
-def up_sampled(low, factor=4):
-    """Trilinear up-sampling of X^L (b, 1, n, n, n), every ``factor``-th voxel of a volume, back to (b, 1, n factor, ...).
+def up_sampled(low: torch.Tensor, factor: int = 4) -> torch.Tensor:
+    """Up-sample X^L trilinearly to the size of the volume that it was taken from.
 
-    Voxel j lies at j / factor of the small volume; behind its last voxel that one is repeated. (`F.interpolate` would take X^L
-    for means over blocks and shift the volume by half a block.)
+    Voxel j lies at j / factor of the low-resolution volume; behind its last voxel that one is repeated. (`F.interpolate`
+    would take X^L for means over blocks and shift the volume by half a block.)
+
+    Args:
+        low: every ``factor``-th voxel of a volume, (b, 1, n, n, n).
+        factor: voxels of the volume that one of X^L stands for, along each axis.
+
+    Returns:
+        (b, 1, n factor, n factor, n factor).
     """
     n = low.shape[-1]
     place = (torch.arange(n * factor) / factor).clamp(max=n - 1)
@@ -72,15 +171,49 @@ def up_sampled(low, factor=4):
     return torch.einsum("bcxyz,ix,jy,kz->bcijk", low, weight, weight, weight)
 
 
-def structure_dice(labels, truth):
-    """Dice of every structure and group of structures between two label volumes, a dictionary by name; nan where in neither."""
+# -- structures ----------------------------------------------------------------------------------------------------------------
+
+
+def structure_dice(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
+    """Take the Dice of every structure and group of structures between two label volumes (section IV-C, Fig. 6).
+
+    Args:
+        labels: (x, y, z), index into `atlas.STRUCTURES`.
+        truth: (x, y, z), the same.
+
+    Returns:
+        Dice by name; nan for what is in neither volume.
+    """
     masks = {name: (STRUCTURES.index(name),) for name in STRUCTURES[1:]}
     masks |= {name: tuple(map(STRUCTURES.index, parts)) for name, parts in GROUPS.items()}
     return {name: dice(np.isin(labels, index), np.isin(truth, index)) for name, index in masks.items()}
 
 
-def resampling_dice(person, contract):
-    """`structure_dice` of a simulated subject's labels after the way to the cube's grid and back: what the grid alone costs."""
+def mean_structure_dice(labels: Iterable[ArrayLike], truth: Iterable[ArrayLike]) -> pd.Series:
+    """Average `structure_dice` over pairs of label volumes; nan for what is in none of them."""
+    return pd.DataFrame([structure_dice(a, b) for a, b in zip(labels, truth, strict=True)]).mean()
+
+
+def structure_voxels(labels: Sequence[ArrayLike]) -> pd.Series:
+    """Count the voxels of every structure and group of structures: means over label volumes (x, y, z)."""
+    names = [*STRUCTURES[1:], *GROUPS]
+    parts = {name: [STRUCTURES.index(part) for part in GROUPS.get(name, (name,))] for name in names}
+    return pd.Series({name: float(np.mean([np.isin(v, parts[name]).sum() for v in labels])) for name in names})
+
+
+def resampling_dice(person: Subject, contract: CubeContract) -> dict[str, float]:
+    """Take what the grid alone costs: `structure_dice` of a subject's labels after the way to the cube and back.
+
+    Args:
+        person: a simulated subject.
+        contract: the preparation of the cube.
+
+    Returns:
+        Dice by name; nan for what the subject lacks.
+    """
+    from monai.data import MetaTensor  # MONAI takes seconds to import
+    from monai.transforms import ResampleToMatch
+
     labels = MetaTensor(torch.from_numpy(person.structures())[None], affine=person.affine)
     brain = MetaTensor(torch.from_numpy(person.brain).float()[None], affine=person.affine)
     resample = ResampleToMatch(mode="nearest", padding_mode="zeros")
@@ -88,13 +221,19 @@ def resampling_dice(person, contract):
     return structure_dice(back[0], labels[0])
 
 
-def code_statistics(codes):
-    """One row about codes (n, d), in numbers that are known for N(0, I).
+# -- codes ---------------------------------------------------------------------------------------------------------------------
 
-    mean: root mean square over dimensions of the mean code (0 up to 1 / sqrt(n)). sd: mean over dimensions of the standard
-    deviation (1). norm: mean length (about sqrt(d)). correlation: root mean square of the correlation of two dimensions
-    (about 1 / sqrt(n - 1) for independent ones). directions: (sum of l)^2 / sum of l^2 of the covariance's eigenvalues l: how
-    many directions share the variance (about 1 / (1 / d + 1 / n) for n independent codes).
+
+def code_statistics(codes: torch.Tensor) -> pd.Series:
+    """Describe codes in numbers that are known for N(0, I); `expected_statistics` has them.
+
+    Args:
+        codes: (n, d).
+
+    Returns:
+        mean: root mean square over dimensions of the mean code. sd: mean over dimensions of the standard deviation. norm:
+        mean length. correlation: root mean square of the correlation of two dimensions. directions: how many directions
+        share the variance, (sum of l)^2 / sum of l^2 of the covariance's eigenvalues l.
     """
     n, d = codes.shape
     covariance = torch.cov(codes.T.double())
@@ -110,3 +249,41 @@ def code_statistics(codes):
             "directions": float(covariance.trace() ** 2 / covariance.square().sum()),
         }
     )
+
+
+def expected_statistics(n: int, d: int) -> pd.Series:
+    """State the `code_statistics` that n independent codes of N(0, I) in d dimensions have, but for chance."""
+    return pd.Series(
+        {"mean": n**-0.5, "sd": 1.0, "norm": d**0.5, "correlation": (n - 1) ** -0.5, "directions": 1 / (1 / d + 1 / n)}
+    )
+
+
+def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Average the cosine between paired codes (n, d): 0 where they are unrelated, 1 where they point the same way."""
+    return float(torch.cosine_similarity(a, b).mean())
+
+
+def pick_codes(encoded: torch.Tensor, random: torch.Tensor, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Pick codes to draw volumes from, in four ways.
+
+    Args:
+        encoded: codes (n, d) of training volumes.
+        random: codes (n, d) from N(0, I).
+        count: how many of each.
+        seed: of the Gaussian.
+
+    Returns:
+        Codes (count, d) by the way they are picked: random; a Gaussian with the encoded codes' mean and covariance, shrunk
+        after Ledoit & Wolf (2004); half-way between two encoded codes; encoded.
+    """
+    from sklearn.covariance import LedoitWolf
+
+    fit = LedoitWolf().fit(encoded.numpy())
+    rng = np.random.default_rng(seed)
+    gaussian = rng.multivariate_normal(fit.location_, fit.covariance_, count, method="cholesky")
+    return {
+        "random": random[:count],
+        "Gaussian of encoded": torch.from_numpy(gaussian).float(),
+        "half-way": (encoded + encoded.roll(1, 0))[:count] / 2,
+        "encoded": encoded[:count],
+    }

@@ -1,44 +1,69 @@
 """What a synthetic T1 is worth to a segmenter, and what happened to the lesion in it."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import ndimage
+from torch import nn
 
 from medsynth_lib.training.segmentation import INPUTS, REGIONS, regions
 
 
 @torch.no_grad()
-def segment(network, x):
-    """Boolean WT, TC and ET (3, x, y, z) of one subject's four images x (4, x, y, z), in the order of INPUTS."""
+def segment(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Segment WT, TC and ET of one subject.
+
+    Args:
+        network: a trained segmenter.
+        x: four contrasts (4, x, y, z), in the order of `INPUTS`.
+
+    Returns:
+        Boolean masks (3, x, y, z), on the CPU.
+    """
     network.eval()
     x = x[None].to(next(network.parameters()).device)
-    if x.device.type == "cpu" and x[0].numel() < 2**20:  # a small volume that is alone PyTorch's CPU convolves slower than two
+    if x.device.type == "cpu" and x[0].numel() < 2**20:  # PyTorch's CPU convolves two small volumes faster than one
         x = x.expand(2, *x.shape[1:])
     return (network(x)[0] > 0).cpu()
 
 
 @torch.no_grad()
-def label_structures(network, cubes):
-    """Labels (b, x, y, z), index into `atlas.STRUCTURES`, of T1 cubes (b, 1, x, y, z) in [-1, 1].
+def label_structures(network: nn.Module, cubes: torch.Tensor) -> torch.Tensor:
+    """Label the structures of brains.
 
     Four at a time: PyTorch's CPU convolves a small volume that is alone by a slower algorithm, whose rounding differs.
+
+    Args:
+        network: a trained segmenter of structures.
+        cubes: T1 (b, 1, x, y, z) in [-1, 1].
+
+    Returns:
+        (b, x, y, z), index into `atlas.STRUCTURES`, on the CPU.
     """
     network.eval()
     device = next(network.parameters()).device
     return torch.cat([network(part.to(device)).argmax(1).cpu() for part in cubes.split(4)])
 
 
-def dice(a, b):
-    """Dice overlap 2 |a and b| / (|a| + |b|) of two boolean masks; nan where both are empty."""
+def dice(a: ArrayLike, b: ArrayLike) -> float:
+    """Take the Dice overlap 2 |a and b| / (|a| + |b|) of two boolean masks; nan where both are empty."""
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
-def dice_scores(network, sample, t1):
-    """Dice of WT, TC and ET after replacing the T1 of a four-contrast sample by ``t1`` (1, x, y, z); and two WT volume ratios.
+def dice_scores(network: nn.Module, sample: Mapping[str, torch.Tensor], t1: torch.Tensor) -> dict[str, float]:
+    """Score a synthetic T1 by a segmenter that sees it beside the three real contrasts (paper 1, section 3).
 
-    The paper's protocol: only T1 is synthetic. ``wt_ratio`` is segmented over true whole-tumour volume; ``wt_false``, the part of
-    it that lies in healthy tissue: lesions that are not there.
+    Args:
+        network: a trained segmenter.
+        sample: "x" (4, x, y, z), in the order of `INPUTS`, and "seg" (1, x, y, z).
+        t1: (1, x, y, z), which takes the place of the real T1.
+
+    Returns:
+        dice_wt, dice_tc and dice_et, and dice, their mean; wt_ratio, segmented over true whole-tumour volume; wt_false, the
+        part of the segmented volume in healthy tissue, over the true one.
     """
     x = sample["x"].clone()
     x[INPUTS.index("t1")] = t1[0]
@@ -49,10 +74,19 @@ def dice_scores(network, sample, t1):
     return out | dict(dice=float(np.nanmean(list(out.values())))) | ratios
 
 
-def lesion_contrast(image, seg, mask, ring=3):
-    """Mean intensity of the tumour core minus that of a shell ``ring`` voxels wide around the whole tumour, inside the brain.
+def lesion_contrast(image: ArrayLike, seg: ArrayLike, mask: ArrayLike, ring: int = 3) -> float:
+    """Take the mean intensity of the tumour core minus that of a shell around the whole tumour, inside the brain.
 
-    Lost contrast means that a synthesiser paints the lesion over; false contrast, that it invents one. nan without a core.
+    Lost contrast means that a synthesiser paints the lesion over; false contrast, that it invents one.
+
+    Args:
+        image: (x, y, z) in [0, 1].
+        seg: tumour labels, 0 outside.
+        mask: the brain.
+        ring: width of the shell, in voxels.
+
+    Returns:
+        The contrast, in the image's unit; nan without a core.
     """
     image, seg, mask = (np.asarray(v).reshape(np.asarray(v).shape[-3:]) for v in (image, seg, mask))
     core, tumour = np.isin(seg, REGIONS["TC"]), seg > 0

@@ -2,7 +2,9 @@
 
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
+from torch import nn
 
+from medsynth_lib.settings import SliceVAESettings
 from medsynth_lib.training.adaptation import posterior
 from medsynth_lib.training.svae import images, slices_to_volume
 
@@ -10,17 +12,21 @@ COMPONENTS = 64  # P of Volokitin et al.
 
 
 class SliceModel:
-    r"""For each latent coordinate $l$: mean $m_l$ and covariance $\Sigma_l$ of its values ACROSS the slices of a volume.
+    r"""Hold, for each latent coordinate, mean and covariance of its values ACROSS the slices of a volume.
 
-    With the centred codes of n volumes $C_l$ (n, slices) $= U S V^T$, a sample is $y_l = m_l + A_l \epsilon$ with
-    $A_l = V_P S_P / \sqrt{n}$, $\epsilon \sim N(0, I_P)$ and P = 64. Shrunk, after Ledoit & Wolf (2004), is $\Sigma_l$: a share
-    of it (`shrinkage`) gives way to a multiple of the identity with the same trace, which is drawn slice by slice.
+    The coordinate $l$ has mean $m_l$ and covariance $\Sigma_l$. With the centred codes of n volumes
+    $C_l$ (n, slices) $= U S V^T$, a sample is $y_l = m_l + A_l \epsilon$ with $A_l = V_P S_P / \sqrt{n}$,
+    $\epsilon \sim N(0, I_P)$ and P = 64. $\Sigma_l$ is shrunk after Ledoit & Wolf (2004): a share of it (`shrinkage`)
+    gives way to a multiple of the identity with the same trace, which is drawn slice by slice.
 
-    codes: (n, slices, channels, 2, 2), mean codes of training volumes, in units of the prior's standard deviation, 1.
-    Raises ValueError for fewer than two volumes, which have no covariance.
+    Args:
+        codes: (n, slices, channels, 2, 2), mean codes of training volumes, in units of the prior's standard deviation, 1.
+
+    Raises:
+        ValueError: there are fewer than two volumes, which have no covariance.
     """
 
-    def __init__(self, codes):
+    def __init__(self, codes: torch.Tensor):
         if len(codes) < 2:
             raise ValueError(f"codes of {len(codes)} volume(s): a covariance across slices needs at least two")
         self.shape = codes.shape[1:]
@@ -33,8 +39,8 @@ class SliceModel:
         self.shrinkage = torch.tensor([ledoit_wolf_shrinkage(c.numpy(), assume_centered=True) for c in centred])
         self.variance = centred.square().mean((1, 2))  # of the identity that is shrunk to
 
-    def sample(self, n, generator):
-        """Codes (n, slices, channels, 2, 2) of n sampled volumes, float32."""
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw codes (n, slices, channels, 2, 2) of n volumes, float32."""
         coordinates, slices, p = self.factor.shape
         epsilon = torch.randn(n, coordinates, p, generator=generator, dtype=torch.float64)
         white = torch.randn(n, coordinates, slices, generator=generator, dtype=torch.float64)
@@ -43,35 +49,53 @@ class SliceModel:
         values = self.mean + keep * drawn + spread * white
         return values.permute(0, 2, 1).reshape(n, *self.shape).float()
 
-    def correlation(self):
-        """Correlation between slices (slices, slices), averaged over the coordinates: what neighbours share."""
+    def correlation(self) -> torch.Tensor:
+        """Average the correlation between slices over the coordinates: (slices, slices)."""
         covariance = self.factor @ self.factor.transpose(1, 2)
         sd = covariance.diagonal(dim1=1, dim2=2).clip(1e-12).sqrt()
         return (covariance / (sd[:, :, None] * sd[:, None])).mean(0)
 
 
 @torch.no_grad()
-def mean_codes(encoder, volumes, recipe):
-    """Mean codes of volumes (b, 1, x, y, z): (b, slices, channels, 2, 2), on the CPU."""
+def mean_codes(encoder: nn.Module, volumes: torch.Tensor, settings: SliceVAESettings) -> torch.Tensor:
+    """Encode volumes (b, 1, x, y, z) to mean codes (b, slices, channels, 2, 2), on the CPU."""
     encoder.eval()
-    return torch.cat([posterior(encoder, volume[None], recipe)[0].cpu() for volume in volumes])
+    return torch.cat([posterior(encoder, volume[None], settings)[0].cpu() for volume in volumes])
 
 
 @torch.no_grad()
-def decode_volumes(decoder, codes, plane="axial"):
-    """Volumes (n, x, y, z) in [0, 1] of codes (n, slices, channels, 2, 2); the slices of each are decoded as one batch."""
+def decode_volumes(decoder: nn.Module, codes: torch.Tensor, plane: str = "axial") -> torch.Tensor:
+    """Decode volumes; the slices of each are decoded as one batch.
+
+    Args:
+        decoder: of a slice-VAE.
+        codes: (n, slices, channels, 2, 2).
+        plane: that the slices lie in.
+
+    Returns:
+        (n, x, y, z) in [0, 1], on the CPU.
+    """
     decoder.eval()
     codes = codes.to(next(decoder.parameters()).device)
     return torch.stack([slices_to_volume(decoder(each), plane) for each in codes]).clip(0, 1).cpu()
 
 
 @torch.no_grad()
-def reconstruct(vae, volumes, recipe):
-    """Volumes (b, 1, x, y, z) and their reconstructions from mean codes, both (b, N, N, N), or of the recipe's slices alone."""
+def reconstruct(vae: nn.Module, volumes: torch.Tensor, settings: SliceVAESettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Send volumes through a VAE's mean codes and back.
+
+    Args:
+        vae: a slice-VAE or its 3D twin.
+        volumes: (b, 1, x, y, z).
+        settings: which the VAE was trained with.
+
+    Returns:
+        The volumes, padded, and their reconstructions, both (b, N, N, N), or of the slices alone that the settings choose.
+    """
     vae.eval()
     pairs, device = [], next(vae.parameters()).device
     for volume in volumes:
-        x = images(volume[None], recipe)
+        x = images(volume[None], settings)
         both = x, vae.decoder(vae.encoder(x.to(device))[0]).cpu()
-        pairs.append([v if recipe["dims"] == 3 else slices_to_volume(v, recipe["plane"]) for v in both])
+        pairs.append([v if settings.dims == 3 else slices_to_volume(v, settings.plane) for v in both])
     return tuple(torch.stack([part.reshape(part.shape[-3:]) for part in parts]) for parts in zip(*pairs, strict=True))
