@@ -10,40 +10,51 @@ ifdef REFERENCE
 FORMS   := reference,$(FORMS)
 endif
 BIN     := .venv/bin
+TESTS   := OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help run test fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size lint clean
+.PHONY: help run check test rooms fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make run      execute the notebooks, write an HTML report: PROFILE=quick ONLY=01,02 OUT=DIR JOBS=1 DATA_DIR=DIR'
 	@echo 'make lab      open JupyterLab on notebooks/ (copies without solutions: make student, then build/student)'
+	@echo 'make check    before a commit: lint, format, types, architecture, fast tests (60 s)'
 	@echo 'make test     all tests, then every notebook in profile quick'
 	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
+	@echo 'make rooms    write the table of rooms and arrows into CONTRIBUTING.md'
 	@echo 'make sweep-vae  the comparisons of lesson 03, longer and with three seeds: hours, resumable'
 	@echo 'make bench    step times of simulator and pix2pix; JSON in build/bench (bench-gpu: pix2pix, HA-GAN and memory on a GPU; REFERENCE=DIR)'
 	@echo 'make full-size  240x240x155 NIfTI to NIfTI, with DATA_DIR=DIR or simulated; seconds and GiB'
-	@echo 'make lint     ruff on library, tests and notebooks'
 	@echo 'make clean    remove build/ and caches; .venv stays'
 
-.venv/stamp: pyproject.toml constraints.txt
+# All packages but torch come by their hashes; torch by its version, since its CPU builds carry hashes of their own.
+.venv/stamp: pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || \
 	  { echo '$(PYTHON) is older than Python 3.11.4; give a newer one: make PYTHON=python3.11 $(MAKECMDGOALS)'; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
 run: .venv/stamp
-	@$(BIN)/python -m medsynth_lib.course run --profile '$(PROFILE)' --only '$(ONLY)' --out '$(OUT)' --jobs $(JOBS) \
+	@$(BIN)/medsynth run --profile '$(PROFILE)' --only '$(ONLY)' --out '$(OUT)' --jobs $(JOBS) \
 	  $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+
+# What to run before every commit: 60 s on two slow cores.
+check: .venv/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(TESTS) -m 'not slow and not gpu and not browser' tests
 
 # Two workers with one thread each; the notebooks then run one after another with both cores.
 test: .venv/stamp
-	OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder tests
+	$(TESTS) tests
 	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
 	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
-	$(BIN)/python -m medsynth_lib.course compare build/nbval
+	$(BIN)/medsynth compare build/nbval
 	@echo 'tests passed; results of the notebooks: build/nbval'
 
 fuzz: .venv/stamp
@@ -53,13 +64,13 @@ lab: .venv/stamp
 	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks
 
 student: .venv/stamp
-	@$(BIN)/python -m medsynth_lib.course student --out build/student
+	@$(BIN)/medsynth student --out build/student
 
 sweep-uda: .venv/stamp
-	$(BIN)/python -m medsynth_lib.course sweep --profile lesson --jobs 2
+	$(BIN)/medsynth sweep adaptation --jobs 2
 
 sweep-vae: .venv/stamp
-	$(BIN)/python -m medsynth_lib.course vae-sweep --profile lesson --jobs 2
+	$(BIN)/medsynth sweep slice_vae --jobs 2
 
 bench: .venv/stamp
 	@mkdir -p build/bench
@@ -77,11 +88,11 @@ bench-gpu: .venv/stamp
 full-size: .venv/stamp
 	DATA_DIR='$(DATA_DIR)' $(BIN)/python benchmarks/full_size.py
 
-lint: .venv/stamp
-	$(BIN)/ruff check .
-	@echo 'lint: nothing to mend'
+# Writes the table of rooms and arrows into CONTRIBUTING.md.
+rooms: .venv/stamp
+	$(BIN)/python tests/test_architecture.py --write
 
 clean:
-	rm -rf build .pytest_cache .ruff_cache .hypothesis
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	@echo 'removed: build and caches'

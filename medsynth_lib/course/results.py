@@ -18,7 +18,8 @@ class Results:
 
     def __init__(self, path: str | Path, notebook: str = "", profile: str = "", seed: int = 0) -> None:
         self.path = Path(path)
-        self._data = {"notebook": notebook, "profile": profile, "seed": seed, "caption": "", "results": []}
+        self._rows: list[dict[str, Any]] = []
+        self._data = {"notebook": notebook, "profile": profile, "seed": seed, "caption": "", "results": self._rows}
         (self.path.parent / "main.png").unlink(missing_ok=True)  # an older run's figure would pass for this one's
         self._write()
 
@@ -37,9 +38,8 @@ class Results:
         row = {"name": name, "value": _plain(name, value), "unit": unit, "paper": _plain(name, paper), "note": note}
         if row["value"] is None or (isinstance(row["value"], str) and row["value"] != "not run"):
             raise ValueError(f'Result {name!r} is {value!r}; record a number, a bool or the text "not run".')
-        rows = self._data["results"]
-        place = next((i for i, old in enumerate(rows) if old["name"] == name), len(rows))
-        rows[place : place + 1] = [row]
+        place = next((i for i, old in enumerate(self._rows) if old["name"] == name), len(self._rows))
+        self._rows[place : place + 1] = [row]
         self._write()
 
     def figure(self, fig: "Figure", caption: str) -> None:
@@ -54,10 +54,7 @@ class Results:
         import pandas as pd
 
         pd.set_option("display.max_rows", 200)  # the last table is for looking things up
-        rows = {
-            row["name"]: [show(row["value"]), row["unit"], show(row["paper"]), row["note"]]
-            for row in self._data["results"]
-        }
+        rows = {row["name"]: [show(row["value"]), row["unit"], show(row["paper"]), row["note"]] for row in self._rows}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["measured here", "unit", "paper", "note"])
 
     def _write(self) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -134,7 +135,14 @@ def run_one(
     Returns: its row of the summary: name, status, seconds, peak_mib, executed (a file name) and error.
     """
     number, title = path.name[:2], path.stem.replace("_", " ")
-    row = {"name": path.stem, "status": "interrupted", "seconds": 0.0, "peak_mib": 0, "executed": None, "error": None}
+    row: dict[str, Any] = {
+        "name": path.stem,
+        "status": "interrupted",
+        "seconds": 0.0,
+        "peak_mib": 0,
+        "executed": None,
+        "error": None,
+    }
     if stop.is_set():
         return row
     if jobs == 1:
