@@ -1,1 +1,1 @@
-"""Memory and time of a training step, accounted on shapes or measured."""
+"""What a training step keeps in memory, what it computes and moves, and what fits on which card."""

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -9,37 +10,40 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from medsynth_lib.profiling.memory import ACTIVE, fake_tensors, run, tensors
+from medsynth_lib.profiling import phases
+from medsynth_lib.profiling.fake import call, fake_tensors, tensors
+from medsynth_lib.profiling.ledger import Training
 
 aten = torch.ops.aten
-MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
+MOVES_NOTHING = (
+    aten._unsafe_view,
+    aten.empty,
+    aten.empty_like,
+    aten.empty_strided,
+    aten.new_empty,
+    aten.new_empty_strided,
+)
 WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
 WRITES_ONLY += (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
 WRITES_ONLY += (aten.new_zeros, aten.new_ones, aten.new_full, aten._foreach_zero_, aten._foreach_copy_)
+OTHER = "other"  # the phase of what belongs to no update
 
 
 class Work(TorchDispatchMode):
-    """Notes each operation below autograd while active: ``operations`` lists (phase, name, FLOP, bytes).
+    """Note each operation below autograd while active: `operations` lists (Phase, name, FLOP, bytes).
 
-    FLOP, two a multiply-add, are those of convolutions and matrix products. Bytes are every operation's inputs and outputs, once
-    each, as if nothing stayed in a cache between operations; views, questions and memory that is only reserved move nothing.
+    FLOP are those of convolutions and matrix products, two a multiply-add. Bytes are the inputs and outputs of every
+    operation, once each, as if nothing stayed in a cache between operations. Views, questions and memory that is only
+    reserved move nothing.
     """
 
     def __init__(self):
         super().__init__()
-        self.phases, self.operations = ["other"], []
-
-    def __enter__(self):
-        ACTIVE.append(self)
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        ACTIVE.remove(self)
-        return super().__exit__(*error)
+        self.operations = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        out = run(func, args, kwargs)
+        out = call(func, args, kwargs)
         if func is torch.ops.prim.device.default:  # a question
             return out
         kind, flop, moved = func._overloadpacket, 0, 0
@@ -47,48 +51,62 @@ class Work(TorchDispatchMode):
             flop = flop_registry[kind](*args, **kwargs, out_val=out)
         if not func.is_view and kind not in MOVES_NOTHING:
             read = args[1:] if kind in WRITES_ONLY else args, {k: v for k, v in kwargs.items() if k != "out"}
-            written = tensors(out) or tensors([args[i] for i, a in enumerate(func._schema.arguments[: len(args)]) if a.is_write])
+            written = tensors(out) or tensors(
+                [args[i] for i, a in enumerate(func._schema.arguments[: len(args)]) if a.is_write]
+            )
             moved = sum(map(block, [*tensors(read), *written])) if written else 0
-        self.operations.append((self.phases[-1], str(kind), flop, moved))
+        self.operations.append((phases.current(), str(kind), flop, moved))
         return out
 
 
-def block(tensor):
-    """Bytes of a tensor; a dimension along which it is expanded holds one number."""
+def block(tensor: torch.Tensor) -> int:
+    """Count the bytes of a tensor; a dimension along which it is expanded holds one number."""
     sizes = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or n == 0]
     return math.prod(sizes) * tensor.element_size()
 
 
-def operations(build):
-    """The second step of the Training that ``build()`` makes, in which optimisers have their state: a DataFrame, a row an
-    operation, of "phase", "name", "flop", "bytes".
+def operations(build: Callable[[], Training]) -> pd.DataFrame:
+    """Count the second step of a training, in which optimisers have their state.
+
+    Returns: a row an operation: "phase", "name", "flop", "bytes".
     """
     with fake_tensors(), Work() as counter:
         training = build()
         training.step()
         counter.operations.clear()
         training.step()
-    return pd.DataFrame(counter.operations, columns=["phase", "name", "flop", "bytes"])
+    rows = [(phase.name or OTHER, *rest) for phase, *rest in counter.operations]
+    return pd.DataFrame(rows, columns=["phase", "name", "flop", "bytes"])
 
 
-def by_phase(step):
-    """`operations` summed: a DataFrame, a row a phase, and "intensity", FLOP a byte."""
+def by_phase(step: pd.DataFrame) -> pd.DataFrame:
+    """Sum up `operations` by phase; "intensity" is FLOP a byte."""
     table = step.groupby("phase", sort=False)[["flop", "bytes"]].sum()
     return table.assign(intensity=table["flop"] / table["bytes"])
 
 
-def least_seconds(step, flops, bandwidth):
-    """What each of the `operations` takes at least on a device with these peaks: one waits for arithmetic or for memory."""
+def least_seconds(step: pd.DataFrame, flops: float, bandwidth: float) -> pd.Series:
+    """Say how long each of the `operations` takes at least: one waits for arithmetic or for memory.
+
+    Args:
+        flops: peak of the device, FLOP/s.
+        bandwidth: peak of its memory, bytes/s.
+    """
     return np.maximum(step["flop"] / flops, step["bytes"] / bandwidth)
 
 
-def attainable(intensity, flops, bandwidth):
-    """The roofline (Williams et al. 2009): FLOP a second that a device with these peaks, in FLOP/s and bytes/s, can reach."""
+def attainable(intensity: float | np.ndarray, flops: float, bandwidth: float) -> float | np.ndarray:
+    """Return the FLOP/s that a device can reach: the roofline (Williams et al. 2009).
+
+    Args:
+        intensity: FLOP a byte.
+        flops, bandwidth: peaks of the device, as in `least_seconds`.
+    """
     return np.minimum(flops, bandwidth * np.asarray(intensity))
 
 
-# peaks by data sheet: single-precision FLOP/s, without tensor cores but where it says TF32
-# (as if matrix products had it, too, which torch does not allow by default); bytes/s of the memory
+# Peaks by data sheet: single-precision FLOP/s and bytes/s of the memory. Tensor cores count where the name says TF32; there
+# the peak holds for matrix products, too, although torch does not allow TF32 in them by default.
 DEVICES = {
     "Titan Xp (the paper trained on)": (12.1e12, 548e9),
     "V100 16 GB (the paper measured on)": (15.7e12, 900e9),
@@ -97,8 +115,16 @@ DEVICES = {
 }
 
 
-def measured_peaks(n=1024, repeats=3):
-    """(FLOP/s, bytes/s) of this machine's CPU with torch's present threads: a matrix product and a copy, the best of a few."""
+def measured_peaks(n: int = 1024, repeats: int = 3) -> tuple[float, float]:
+    """Measure the peaks of this machine's CPU with torch's present threads, by a matrix product and a copy.
+
+    Args:
+        n: rows and columns of the matrices.
+        repeats: the fastest counts.
+
+    Returns: FLOP/s and bytes/s.
+    """
+
     def best(function):
         seconds = []
         for _ in range(repeats):

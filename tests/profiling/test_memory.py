@@ -20,20 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.models import hagan_lean
 from medsynth_lib.models.hagan import spectral_norm
-from medsynth_lib.profiling import memory
-from medsynth_lib.profiling.memory import (
-    GIB,
-    MIB,
-    Account,
-    Setting,
-    Training,
-    account,
-    baseline,
-    hagan,
-    phase,
-    plan,
-    training,
-)
+from medsynth_lib.profiling import memory, planner
+from medsynth_lib.profiling.fake import fake_tensors, tensors
+from medsynth_lib.profiling.ledger import Account, Training, account, measured
+from medsynth_lib.profiling.networks import baseline, hagan, unsupervised
+from medsynth_lib.profiling.phases import phase
+from medsynth_lib.profiling.planner import Setting, plan, training_in
+from medsynth_lib.profiling.precision import PRECISIONS, checkpoint_blocks, set_precision
+from medsynth_lib.profiling.report import GIB, MIB, OPTIMISER
 from medsynth_lib.profiling.roofline import Work, attainable, by_phase, least_seconds, operations
 from medsynth_lib.training.hagan import HAGAN as HAGANAlgorithm
 from medsynth_lib.training.hagan import PAPER
@@ -131,7 +125,7 @@ def test_checkpointed_chain(checkpointing, stored):
     def make():
         block = lambda: nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())  # noqa: E731
         network = nn.Sequential(nn.Sequential(*(block() for _ in range(5))))
-        assert not checkpointing or memory.checkpoint_blocks(network) == 5
+        assert not checkpointing or checkpoint_blocks(network) == 5
         return trained(network, torch.rand(1000, 16), optimiser=None)
 
     report = account(make)
@@ -179,13 +173,13 @@ def test_gradients_dropped_in_hooks_never_add_up():
     assert report.timeline["gradients"].max() == FLOAT * 64 * 64
 
 
-@pytest.mark.parametrize("precision", memory.PRECISIONS[:2])
+@pytest.mark.parametrize("precision", PRECISIONS[:2])
 def test_activations_in_autocast(precision):
     """On a GPU convolutions run in bfloat16 and norms in single precision: what lies between two of them is kept in both."""
 
     def make():
         network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv3d(8, 1, 3, padding=1))
-        memory.set_precision(network, precision)
+        set_precision(network, precision)
         return trained(network, torch.rand(2, 1, 16, 16, 16), optimiser=None)
 
     x, y = 2 * 16**3, 2 * 8 * 16**3  # numbers of the input, and of what each of the first three layers makes
@@ -210,7 +204,7 @@ def test_single_precision_of_a_gpus_autocast():
 
     network = Network()
     network.weight = nn.Parameter(torch.ones(1))
-    memory.set_precision(network, "bf16 autocast")
+    set_precision(network, "bf16 autocast")
     assert network(torch.rand(2, 3)).dtype == torch.float32
 
 
@@ -247,7 +241,7 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_fake_steps_hold_what_real_ones_do(name):
     """The same ledger on real tensors, where strides, saved tensors and lifetimes are those of the real kernels: within 3 %."""
-    make = functools.partial(training, *PAIRS[name])
+    make = functools.partial(training_in, *reversed(PAIRS[name]))
     fake, real = account(make), account(make, fake=False)
     assert abs(fake.peak / real.peak - 1) < 0.03
     assert fake.parts == pytest.approx(real.parts, rel=0.03, abs=1e4)
@@ -263,7 +257,7 @@ BRAIN = {"x": torch.zeros(2, 16, 16, 12), "y": torch.zeros(1, 16, 16, 12), "mask
 def test_an_algorithm_of_given_samples():
     """Its volumes are no cubes, and its network is moved to another memory layout when it is made."""
     build = lambda: artefacts.ALGORITHMS["pix2pix"][0](PIX2PIX)  # noqa: E731
-    make = functools.partial(training, build, Setting(None, 2), sample=BRAIN)
+    make = functools.partial(training_in, Setting(None, 2), build, sample=BRAIN)
     fake, real = account(make), account(make, fake=False)
     assert fake.peak == pytest.approx(real.peak, rel=0.03) and fake.kept == 0
     assert fake.parts["inputs"] == 2 * sum(v.nbytes for v in BRAIN.values())
@@ -281,7 +275,7 @@ def allocated(make):
         [n.state_dict() for n in made.networks.values()],
         [list(o.state.values()) for o in made.optimisers.values()],
     ]
-    held = {t.data_ptr(): t.nbytes for t in memory.tensors([*held, made.inputs])}
+    held = {t.data_ptr(): t.nbytes for t in tensors([*held, made.inputs])}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         made.step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -308,8 +302,8 @@ def test_a_gpu_allocates_what_is_planned(build, setting):
     """Within 10 % of max_memory_allocated, in single precision. The rest is scratch of cuDNN, which a network must be large
     enough to outweigh: an H200 asked for 77 MB more than the 81 MB planned for a HA-GAN of an eighth of the widths.
     """
-    planned = account(functools.partial(training, build, setting))
-    found = memory.measured(functools.partial(training, build, setting))
+    planned = account(functools.partial(training_in, setting, build))
+    found = measured(functools.partial(training_in, setting, build))
     assert abs(found["allocated"] / planned.peak - 1) < 0.1
     assert found["allocated"] <= found["reserved"] <= found["driver"]
 
@@ -319,7 +313,7 @@ def test_what_a_gpu_measured_is_what_is_planned_today(name, size):
     """The committed run of benchmarks/memory_gpu.py within 10 % of the plan, which must not move away from it."""
     rows = json.loads((RESULTS / "memory-cuda.json").read_text())["rows"]
     (row,) = [r for r in rows if (r["network"], r["size"], r["precision"]) == (name, size, "fp32")]
-    planned = account(functools.partial(training, functools.partial(hagan, lean="lean" in name), Setting(size, 2)))
+    planned = account(functools.partial(training_in, Setting(size, 2), functools.partial(hagan, lean="lean" in name)))
     assert row["allocated_gib"] == pytest.approx(planned.peak / GIB, rel=0.1)
 
 
@@ -389,7 +383,7 @@ def test_levers_of_the_planner():
     assert plan(segresnet, 32, 2, "bf16 autocast", checkpointing=True).peak < half.peak
 
 
-@pytest.mark.parametrize("precision", memory.PRECISIONS[1:])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_hagan_in_other_precisions(precision):
     report = plan(small_hagan, 32, 1, precision)
     assert report.kept == 0 and report.peak > report.parts["parameters"] > 0
@@ -436,12 +430,12 @@ def plain_plan(monkeypatch):
     def plan(build, size, batch, checkpointing=False, **_):
         return type("Report", (), {"peak": size**3 * batch * 1024 / (2 if checkpointing else 1)})
 
-    monkeypatch.setattr(memory, "plan", plan)
+    monkeypatch.setattr(planner, "plan", plan)
 
 
 def test_largest_setting(plain_plan):
     """1 GiB aside, 15 % more than the peak."""
-    table = memory.largest(None, (64, 128, 256), (1, 2, 4), cards=(1, 4, 80))
+    table = planner.largest(None, (64, 128, 256), (1, 2, 4), cards=(1, 4, 80))
     assert table.loc[1].isna().all()
     assert tuple(table.loc[4, ["size", "batch"]]) == (128, 1) and tuple(table.loc[80, ["size", "batch"]]) == (256, 4)
     assert table.loc[4, "card_gib"] == pytest.approx(1 + 1.15 * 2)
@@ -454,27 +448,28 @@ def test_what_is_planned_already_is_not_planned_again(monkeypatch, capsys):
         asked.append(Setting(size, batch, **{k: v for k, v in other.items() if k != "channels"}))
         return plan(build, size, batch, **other)
 
-    monkeypatch.setattr(memory, "plan", planned)
+    for module in (memory, planner):
+        monkeypatch.setattr(module, "plan", planned)
     network = "tests.test_memory:segresnet" if __name__.startswith("tests.") else f"{__name__}:segresnet"
     assert memory.main([network, "--size", "8", "16", "--batch", "1", "2"]) == 0
     assert asked == [Setting(16, 2)] and "16^3, batch 2: peak" in capsys.readouterr().out  # it fits all cards
     setting, error = Setting(16, 2), torch.OutOfMemoryError("CUDA out of memory")
-    lines = memory.advice(error, segresnet, setting, 2**30, [("other", lambda: segresnet())], {setting: 6 * 2**30}).splitlines()
+    lines = planner.advice(error, segresnet, setting, 2**30, [("other", lambda: segresnet())], {setting: 6 * 2**30}).splitlines()
     assert lines[1] == "  16^3, batch 2, fp32: about 7.9 GiB" and "other: about 1.0 GiB" in lines[-1]
     assert Setting(16, 1) in asked and asked.count(setting) == 2  # once more, of the other network
 
 
 def test_out_of_memory_becomes_advice(plain_plan):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    lines = memory.advice(error, segresnet, Setting(128, 2), memory=4 * 2**30).splitlines()
+    lines = planner.advice(error, segresnet, Setting(128, 2), memory=4 * 2**30).splitlines()
     assert lines[0] == "Out of memory: the device has 4.0 GiB. Estimated needs:"
     assert lines[1:4] == [
         "  128^3, batch 2, fp32: about 5.6 GiB",
         "  128^3, batch 1, fp32: about 3.3 GiB, fits, but tightly",
         "  128^3, batch 2, fp32, checkpointing: about 3.3 GiB, fits, but tightly",
     ]
-    assert memory.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
-    assert memory.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert planner.advice(RuntimeError("shapes differ"), None, Setting(16), memory=2**30) is None
+    assert planner.is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
 
 
 @pytest.mark.parametrize("build, given, proposed", [
@@ -484,7 +479,7 @@ def test_out_of_memory_becomes_advice(plain_plan):
 ])  # fmt: skip
 def test_advice_halves_the_share_that_is_trained_on(plain_plan, build, given, proposed):
     error, setting = torch.OutOfMemoryError("CUDA out of memory"), Setting(64, sub_volume=given)
-    settings = [line.partition(":")[0] for line in memory.advice(error, build, setting, memory=2**30).splitlines()]
+    settings = [line.partition(":")[0] for line in planner.advice(error, build, setting, memory=2**30).splitlines()]
     assert f"  64^3, batch 1, fp32, sub-volume {proposed}" in settings
 
 
@@ -497,7 +492,7 @@ def test_advice_on_a_builder_that_must_be_given_a_share(plain_plan):
 
     for builder in (build, build_any):
         error = torch.OutOfMemoryError("CUDA out of memory")
-        assert "sub-volume 0.5" in memory.advice(error, builder, Setting(64), memory=2**30)
+        assert "sub-volume 0.5" in planner.advice(error, builder, Setting(64), memory=2**30)
 
 
 def test_no_block_with_spectral_norm_is_checkpointed():
@@ -509,16 +504,16 @@ def test_no_block_with_spectral_norm_is_checkpointed():
             self.conv = conv
 
     network = nn.Sequential(Block(spectral_norm(nn.Conv3d(1, 4, 3))), Block(nn.Conv3d(4, 1, 3)))
-    assert memory.checkpoint_blocks(network) == 1
+    assert checkpoint_blocks(network) == 1
     pair = nn.Sequential(Block(spectral_norm(nn.Conv3d(1, 1, 1))), Block(nn.Conv3d(1, 1, 1)))
-    assert memory.checkpoint_blocks(Block(pair)) == 1
+    assert checkpoint_blocks(Block(pair)) == 1
 
 
 def test_the_largest_layer_is_a_layer():
     """Adam's temporaries are the most here, and belong to none."""
     network = nn.Sequential(nn.Linear(8, 400), nn.Linear(400, 400), nn.Linear(400, 8))
     report = account(lambda: trained(network, torch.rand(2, 8)))
-    assert report.layers["temporaries"].idxmax() == memory.OPTIMISER and report.largest_layer().startswith("net")
+    assert report.layers["temporaries"].idxmax() == OPTIMISER and report.largest_layer().startswith("net")
 
 
 class Data(list):
@@ -540,7 +535,7 @@ def failing(monkeypatch, tmp_path):
         monkeypatch.setattr(artefacts, "cache_folder", lambda name: tmp_path)
         monkeypatch.setattr(artefacts, "artefact_key", lambda *a: "key")
         monkeypatch.setattr(artefacts.loop, "fit", lambda *a, **k: (_ for _ in ()).throw(error))
-        monkeypatch.setattr(memory, "plan", by_setting)
+        monkeypatch.setattr(planner, "plan", by_setting)
         data = Data([sample])
         artefacts.train_or_load("test", recipe | dict(steps=1, seed=0, validate_every=1), data, data)
 
@@ -589,14 +584,14 @@ def test_advice_on_a_step_that_cannot_be_planned():
         def step(self, batch):
             return batch["x"][batch["x"] > 0].sum()
 
-    text = memory.advice(MemoryError(), Choosing, Setting(None, 2), 2**30, sample={"x": torch.zeros(4)})
+    text = planner.advice(MemoryError(), Choosing, Setting(None, 2), 2**30, sample={"x": torch.zeros(4)})
     assert "cannot be planned" in text
 
 
 def test_every_network_that_ever_learns_is_planned():
     """HA-GAN whose encoders learn before the game alone: Adam's two moments of all seven networks, and a step count each."""
     recipe = PAPER | dict(size=32, latent=8, c=2, joint=True, recovery_first=0.5, beta_1=0.5)
-    report = account(lambda: memory.unsupervised(HAGANAlgorithm(recipe), Setting(32)))
+    report = account(lambda: unsupervised(HAGANAlgorithm(recipe), 1, 32))
     parameters = [p for network in HAGANAlgorithm(recipe).networks.values() for p in network.parameters()]
     assert report.parts["optimiser state"] == sum(2 * 4 * p.numel() + 4 for p in parameters)
 
@@ -661,7 +656,7 @@ def test_bytes_of_operations_on_lists_and_of_given_outputs(foreach):
 def test_the_step_that_is_counted_has_its_optimisers_state():
     """Adam makes its moments in the first step, as zeros; of the second all is counted, and nothing of the first."""
     make = lambda: trained(nn.Linear(8, 4), torch.rand(3, 8))  # noqa: E731
-    with memory.fake_tensors(), Work() as first:
+    with fake_tensors(), Work() as first:
         make().step()
     assert "aten.zeros_like" in [name for _, name, *_ in first.operations]
     names = operations(make)["name"].tolist()
@@ -670,9 +665,9 @@ def test_the_step_that_is_counted_has_its_optimisers_state():
 
 def test_work_of_a_hagan_step():
     """1556 GFLOP at 128^3 and batch 2, as counted for the public implementation."""
-    cost = operations(lambda: memory.unsupervised(hagan(128), Setting(128, 2)))
+    cost = operations(lambda: unsupervised(hagan(128), 2, 128))
     assert cost["flop"].sum() == pytest.approx(1556e9, rel=0.03)
-    lean = operations(lambda: memory.unsupervised(hagan(128, lean=True), Setting(128, 2)))
+    lean = operations(lambda: unsupervised(hagan(128, lean=True), 2, 128))
     assert lean["bytes"].sum() < cost["bytes"].sum()  # up-sampled tensors are never written
 
 
@@ -733,7 +728,7 @@ def test_requests_that_make_no_sense_end_with_a_message(arguments, message, caps
 @functools.cache
 def step_report(size, batch, lean):
     """As the CPU runs it: Adam one parameter after the other, like the reference numbers."""
-    return account(lambda: memory.unsupervised(hagan(size, lean=lean), Setting(size, batch)))
+    return account(lambda: unsupervised(hagan(size, lean=lean), batch, size))
 
 
 def compared(size, lean):

@@ -1,0 +1,64 @@
+"""Fake tensors, which have shapes but no data: a training step on them allocates nothing."""
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Make all tensors within this block fake."""
+
+    def exchange(old, new):
+        old.data = new.data
+
+    # `network.to(...)` swaps parameters, which torch refuses for fake ones: here they get the new one's storage.
+    swap = mock.patch.object(torch.utils, "swap_tensors", exchange)
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), swap:
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
+        yield
+
+
+def call(operation: Any, args: tuple, kwargs: dict) -> Any:
+    """Call an operation below autograd.
+
+    Returns: its output. A number that is read from a fake tensor, such as a drawn index, is True, 1.0 or 0.
+    Raises: ValueError where the operation needs values, which fake tensors lack.
+    """
+    try:
+        return operation(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        if operation is not torch.ops.aten._local_scalar_dense.default:
+            raise ValueError(
+                f"{operation} needs real values, which fake tensors lack; keep it out of the step"
+            ) from error
+    return True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    """List the tensors with a storage among the leaves of nested lists and dictionaries."""
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor) and t.layout is torch.strided]
+
+
+@contextlib.contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """Let the garbage collector pass over all objects that exist before this block.
+
+    Looking at them again takes longer than a small step.
+    """
+    if gc.get_freeze_count():  # somebody else froze objects and will undo it
+        yield
+        return
+    gc.collect(1)  # what died lately is not kept; for what died long ago all objects would be looked at
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
