@@ -114,7 +114,8 @@ class BlurPool(nn.Module):
 class Discriminator(nn.Module):
     """Conditional 3D PatchGAN with one strided level: sees inputs and (real or synthetic) target as channels.
 
-    Input (batch, 3, x, y, z); returns the logits, one a patch, and the activations after each block, finest first.
+    Input (batch, 3, x, y, z); returns the logits, one a patch, and the features behind the first convolution and behind
+    each of the three blocks, finest first.
     """
 
     def __init__(self, channels=3, width=64):
@@ -136,8 +137,10 @@ class Discriminator(nn.Module):
         kaiming_init(self)
 
     def forward(self, x):
-        features = []
-        for block in self.blocks:
+        features = [self.blocks[0][0](x)]
+        x = self.blocks[0][1:](features[0])
+        features.append(x)
+        for block in self.blocks[1:]:
             x = block(x)
             features.append(x)
         return self.logits(x), features

@@ -80,15 +80,38 @@ class SegmenterSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class AdaptationSettings(TrainingSettings):
-    """Adaptation of a trained synthesiser (section 2, equation 2)."""
+    """Adaptation of a trained synthesiser as the course does it (section 2, equation 2)."""
 
     algorithm: ClassVar[str] = "adaptation"
 
     divergence: str = "kl"  # between P(Y_s) and the posterior of a generated volume; a key of `DIVERGENCES`
     rho: float = 0.0  # norm of the latent gradient as a multiple of the supervised one; 0: continued training
-    prior: str = "bank"  # "bank": all source volumes; "pair": the one source volume of the sample
-    steps: int = 500  # the paper: 5 epochs
+    steps: int = 500  # ours; the paper: 5 epochs
     learning_rate: float = 1e-6
+    final_learning_rate: float = 1e-6
+
+
+@dataclass(frozen=True)
+class PaperTextSettings(TrainingSettings):
+    """Adaptation by the paper's text (sections 2 and 3)."""
+
+    algorithm: ClassVar[str] = "adaptation_paper_text"
+
+    steps: int = 730  # 5 epochs (section 3) of 146 volumes; each step is two updates
+    learning_rate: float = 1e-6  # public code, constant
+    final_learning_rate: float = 1e-6
+
+
+@dataclass(frozen=True)
+class PaperCodeSettings(TrainingSettings):
+    """Adaptation as the paper's public code does it."""
+
+    algorithm: ClassVar[str] = "adaptation_paper_code"
+    loss: ClassVar[str] = "gan"  # of the supervised update
+
+    width: int = 64  # channels of the discriminator; public code: 64
+    steps: int = 730  # 5 epochs, each as long as the longer list: 146 volumes; each step is two updates
+    learning_rate: float = 1e-6  # of generator and discriminator, constant
     final_learning_rate: float = 1e-6
 
 

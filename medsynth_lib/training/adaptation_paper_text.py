@@ -1,0 +1,62 @@
+"""Adaptation by the paper's text: a supervised update, then one on the KL of equation 2 (sections 2 and 3)."""
+
+import torch
+from torch import nn
+
+from medsynth_lib.models.divergence import kl
+from medsynth_lib.settings import PaperTextSettings, SliceVAESettings
+from medsynth_lib.training.adaptation import Adaptation, Posterior, posterior
+from medsynth_lib.training.loop import Batch, Losses, Run
+
+SHARE = 0.55  # of the latent elements: the largest ones count
+
+
+class PaperText(Adaptation):
+    """Two updates a step, L1 on a source pair and L_ada on a target volume, as section 3 says in words.
+
+    The text leaves four things open, and this recipe fills them so:
+    - P(Y_s) is the posterior of one source volume, that of the sample;
+    - L_ada is the sum over the largest 55 % of its elements, with weight 1;
+    - both updates share one Adam state;
+    - the encoder is in training mode, so its running statistics move.
+
+    It is not the public code: see `PaperCode` for what that does. Without an encoder the second update has a gradient
+    of zero, and Adam moves on: the control that differs in the latent loss alone.
+
+    Args:
+        settings: learning rate and its schedule.
+        generator: the source site's trained synthesiser.
+        encoder, svae: a trained slice-VAE's encoder and settings, or None.
+        bank: `source_posteriors` of the source T1, in the order of the samples' "index".
+    """
+
+    def __init__(
+        self,
+        settings: PaperTextSettings,
+        generator: nn.Module,
+        encoder: nn.Module | None = None,
+        svae: SliceVAESettings | None = None,
+        bank: Posterior | None = None,
+    ) -> None:
+        super().__init__(settings, generator)
+        self.encoder, self.svae, self.bank = encoder, svae, bank
+        if encoder is not None:
+            encoder.requires_grad_(False).train()
+
+    def step(self, batch: Batch, run: Run = Run()) -> Losses:
+        """Take both updates on a batch."""
+        losses = {}
+        for name, loss in {"l1": self.supervised, "latent": self.latent}.items():
+            self.optimisers["generator"].zero_grad(set_to_none=False)
+            if name == "l1" or self.encoder is not None:
+                losses[name] = loss(batch)
+                run.backward(losses[name])
+            self.optimisers["generator"].step()  # also moves on a gradient of zero
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def latent(self, batch: Batch) -> torch.Tensor:
+        """Return L_ada: the sum over the largest elements of KL(q(z | source T1) || q(z | generated T1))."""
+        p = tuple(part[batch["index"]] for part in self.bank)
+        q = posterior(self.encoder, self.generated(batch), self.svae)
+        elements = kl(p, q).flatten()
+        return elements.topk(int(SHARE * len(elements))).values.sum()
