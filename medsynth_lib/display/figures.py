@@ -1,10 +1,11 @@
 """Figures that more than one lesson draws: grids of slices, difference maps, learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -30,6 +31,42 @@ def slice_of(volume: ArrayLike, plane: str = "axial", index: int | None = None) 
     array = array.reshape(array.shape[-3:])
     fixed = PLANES[plane][0]
     return array.take(array.shape[fixed] // 2 if index is None else index, fixed).T
+
+
+def tumour_slice(sample: Mapping[str, torch.Tensor]) -> int:
+    """Choose the axial slice through the middle of a sample's tumour.
+
+    Args:
+        sample: "y" (1, x, y, z), and where there is a tumour its labels "seg".
+
+    Returns:
+        The slice number; without a tumour, the middle of the volume.
+    """
+    tumour = np.argwhere(np.asarray(sample["seg"][0]) > 0) if "seg" in sample else ()
+    return int(np.median(tumour[:, 2])) if len(tumour) else sample["y"].shape[-1] // 2
+
+
+def synthesis_slices(
+    sample: Mapping[str, torch.Tensor], synthetic: Sequence[torch.Tensor]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Take the slice through a sample's tumour from its images and from what was synthesised.
+
+    Args:
+        sample: "x" (c, x, y, z), "y" and "mask" (1, x, y, z), "seg" where there is one.
+        synthetic: volumes (1, x, y, z).
+
+    Returns:
+        Pictures of inputs, truth and synthetic volumes, and pictures of synthetic minus true inside the brain.
+    """
+    z = tumour_slice(sample)
+    pictures = [slice_of(v, index=z) for v in (*sample["x"], sample["y"], *synthetic)]
+    return pictures, [slice_of((v - sample["y"]) * sample["mask"], index=z) for v in synthetic]
+
+
+def title_each(figure: Figure, titles: Sequence[str]) -> None:
+    """Write a title above each of a figure's axes, in their order; a colour bar, the last, goes without."""
+    for axis, title in zip(figure.axes, titles, strict=False):
+        axis.set_title(title, fontsize=9)
 
 
 def bare(axis: Axes) -> None:

@@ -1,0 +1,18 @@
+"""What Fig. 1 compares: features of a classifier that reads the same inputs as the synthesiser."""
+
+import numpy as np
+import torch
+
+
+def input_histograms(sample: dict[str, torch.Tensor], bins: int = 16) -> np.ndarray:
+    """Describe a sample by the histograms of its inputs inside the brain.
+
+    Args:
+        sample: "x" (c, x, y, z) in [0, 1] and "mask" (1, x, y, z).
+        bins: of one histogram.
+
+    Returns:
+        Densities (c * bins).
+    """
+    brain = sample["mask"][0]
+    return np.concatenate([np.histogram(channel[brain], bins, (0, 1), density=True)[0] for channel in sample["x"]])
