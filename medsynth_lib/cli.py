@@ -179,7 +179,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add.add_argument("--out", required=True, metavar="DIR", help="receives the synthetic T1 volumes")
     add.add_argument("--source", metavar="DIR", help="the model's training pairs (default: lesson 04's simulated ones)")
     add.add_argument(
-        "--scanners", metavar="FILE", help="YAML of both scanners' sequences; T1 then looks as the target's"
+        "--scanners", metavar="FILE", help="YAML of both scanners' sequences: T1 in the target's look (default: none)"
     )
     add.add_argument(
         "--svae", metavar="DIR", help="a trained slice-VAE, which adds the paper's latent prior (default: none)"

@@ -14,6 +14,8 @@ from data_download import lookalike, registry
 PAIRS = [["brats2019"], ["brats2020"], ["msd_task01"], ["ixi"], ["upenn_gbm", "ucsf_pdgm"]]
 VOLUMES = [["gsp"], ["copdgene"], ["lidc"]]
 
+pytestmark = pytest.mark.slow  # notebooks are run
+
 
 def names(sets):
     return "+".join(sets)

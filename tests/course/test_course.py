@@ -225,6 +225,7 @@ def test_student_command(folder):
 # ---- runner and report
 
 
+@pytest.mark.slow
 def test_run_keeps_going_and_exits_1(ran):
     out, done, summary = ran
     assert done.returncode == 1, done.stderr
@@ -238,6 +239,7 @@ def test_run_keeps_going_and_exits_1(ran):
     assert re.search(r"^01 good \.\.\. ok [\d.]+ s \d+ MiB$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_failing_cell_leaves_the_partial_notebook_and_its_error(ran):
     out, _, summary = ran
     row = summary["notebooks"][1]
@@ -246,12 +248,14 @@ def test_a_failing_cell_leaves_the_partial_notebook_and_its_error(ran):
     assert "ZeroDivisionError" in (out / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_unknown_parameters_and_torn_files_fail_before_anything_runs(ran):
     odd, torn = ran[2]["notebooks"][2:]
     assert "OUT_DIR, DATA_DIR" in odd["error"] and odd["executed"] is None
     assert "04_torn.ipynb cannot be read" in torn["error"] and torn["executed"] is None
 
 
+@pytest.mark.slow
 def test_report_needs_no_network(ran):
     out = ran[0]
     for path in sorted(out.glob("*.html")):
@@ -263,6 +267,7 @@ def test_report_needs_no_network(ran):
     assert {path.name for path in out.glob("*.html")} == {"index.html", "01_good.html", "02_bad.html"}
 
 
+@pytest.mark.slow
 def test_report_shows_equations_solutions_numbers_and_figure(ran):
     page, index = ((ran[0] / name).read_text() for name in ("01_good.html", "index.html"))
     assert page.count("<math") == 5 and len(re.findall('<math[^>]*display="block"', page)) == 2
@@ -277,12 +282,14 @@ def test_equations_that_cannot_be_converted_stay_readable():
     assert "left(" in report.mathml(match)
 
 
+@pytest.mark.slow
 def test_report_command(ran, tmp_path):
     (ran[0] / "index.html").unlink()
     assert course("report", ran[0]).returncode == 0 and (ran[0] / "index.html").is_file()
     assert course("report", tmp_path).returncode == 2
 
 
+@pytest.mark.slow
 def test_wrong_requests_exit_2_and_name_what_is_valid(folder):
     write_book(folder / "01_good.ipynb", *GOOD)
     done = course("run", "--notebooks", folder, "--out", folder / "out", "--only", "07")
@@ -291,6 +298,7 @@ def test_wrong_requests_exit_2_and_name_what_is_valid(folder):
     assert done.returncode == 2 and "quick" in done.stderr and not (folder / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_the_children_and_keeps_the_summary(folder):
     started = folder / "started"
@@ -310,6 +318,7 @@ def test_ctrl_c_ends_the_children_and_keeps_the_summary(folder):
     assert not psutil.pid_exists(int(started.read_text())) and (folder / "out" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_outputs_of_a_run_are_written_back_as_if_by_hand(tmp_path):
     import matplotlib.pyplot as plt
 

@@ -101,6 +101,7 @@ def test_file_is_small_and_portable(path):
 
 
 @notebooks
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_exercises_unsolved_fail(path, tmp_path, monkeypatch):
     """Without its solutions each check of a notebook fails, kindly (the solved notebook is run by nbval)."""
