@@ -184,7 +184,7 @@ def curve_figure(
 
 
 def doubt_panels(t1: ArrayLike, spread: ArrayLike, doubt: ArrayLike, title: str) -> Figure:
-    """Draw a synthetic T1, the ensemble's spread and what is not to be trusted, where most is doubtful.
+    """Draw the slice of a synthetic T1 with most doubt, its spread, and what is doubtful.
 
     Args:
         t1: (x, y, z) in [0, 1].

@@ -64,7 +64,7 @@ def synthesis_slices(
 
 
 def title_each(figure: Figure, titles: Sequence[str]) -> None:
-    """Write a title above each of a figure's axes, in their order; a colour bar, the last, goes without."""
+    """Write a title above each of a figure's axes in their order, not above a colour bar."""
     for axis, title in zip(figure.axes, titles, strict=False):
         axis.set_title(title, fontsize=9)
 

@@ -63,7 +63,7 @@ def normalisation_histograms(
 def measured_against_truth(
     tables: Mapping[str, pd.DataFrame], truth: pd.DataFrame, truth_name: str, title: str
 ) -> Figure:
-    """Draw measured against true quantities, a panel a quantity and a point a chest; a grey line is equality.
+    """Draw measured against true quantities, a panel a quantity; a grey line is equality.
 
     Args:
         tables: measured quantities by stage, a row a chest; circles for the first stage, crosses for the second.

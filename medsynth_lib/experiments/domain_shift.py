@@ -9,7 +9,7 @@ from medsynth_lib.data.simulation.subject import Subject
 
 
 def normalised_scan(subject: Subject, site: Site, contrast: str) -> np.ndarray:
-    """Scan a subject and scale the image by percentiles of the brain, so that gain plays no part.
+    """Scan a subject and scale the image by percentiles, so that gain plays no part.
 
     Args:
         subject: a simulated brain.

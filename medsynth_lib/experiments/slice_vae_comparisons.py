@@ -49,7 +49,7 @@ class ShortTrainings:
 
 
 def training_summary(trained: Trained) -> str:
-    """Describe a slice-VAE's training: where it comes from, its steps, the time they took, and the device."""
+    """Describe a slice-VAE's training: its origin, its steps, their time, and the device."""
     settings, made = trained.settings, trained.environment
     device = made["device"] + (f" ({made['threads']} threads)" if made["device"] == "CPU" else "")
     minutes = trained.history["seconds"].iloc[-1] / 60
@@ -60,7 +60,7 @@ def training_summary(trained: Trained) -> str:
 
 @torch.no_grad()
 def describe_code(vae: VAE, settings: SliceVAESettings) -> str:
-    """Describe the axes of one image's code, and how many numbers it has; the image is a slice or a volume."""
+    """Describe the axes and the numbers of one image's code; the image is a slice or a volume."""
     shape = vae.encoder(torch.zeros(1, 1, *[settings.size] * settings.dims))[0].shape[1:]
     along = [axis for axis, name in zip("xyz", AXES, strict=True) if settings.dims == 3 or name != settings.plane]
     sides = " x ".join(map(str, shape[1:]))

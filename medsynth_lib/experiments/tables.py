@@ -10,7 +10,7 @@ DASH = "–"
 
 
 def dashed(table: pd.DataFrame) -> pd.DataFrame:
-    """Round a table, columns in dB to two digits and others to three, with a dash where there is no number."""
+    """Round columns in dB to two digits, others to three, with a dash for a missing number."""
     digits = {column: 2 if "dB" in str(column) else 3 for column in table.columns}
     return table.round(digits).astype(object).where(table.notna(), DASH)
 

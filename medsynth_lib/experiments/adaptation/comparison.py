@@ -33,13 +33,13 @@ DICE_MARGIN = 0.01  # a method that reaches its goal may cost so much of the mea
 
 
 def per_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average scores over test subjects: a row a method and seed, of one direction's rows of the sweep."""
+    """Average one direction's rows of the sweep over test subjects: a row a method and seed."""
     columns = [c for c in rows.columns if pd.api.types.is_numeric_dtype(rows[c]) and c not in ("seed", "steps")]
     return rows.groupby(["method", "seed"])[columns].mean()
 
 
 def gap_closed(means: pd.DataFrame, column: str = "psnr_t", low: str = CONTROL, high: str = SUPERVISED) -> pd.DataFrame:
-    """Give the share of the way from one method to another, (score - low) / (high - low), seed by seed.
+    """Divide (score - low) by (high - low), seed by seed, for the scores of two methods.
 
     Args:
         means: as `per_seed` makes them.
@@ -100,7 +100,7 @@ class Comparison:
         return [m for m in self.methods if m in self.seeds.index and m not in self.complete]
 
     def state(self) -> dict[str, str | int]:
-        """Say what was run: rows of those planned, rows with all seeds, seeds, devices, first and last date."""
+        """Say what was run: how many methods and seeds, on which devices, and when."""
         return {
             "rows": f"{self.rows['method'].nunique()} of {len(self.methods)}",
             "with all seeds": len(self.complete),
@@ -110,12 +110,12 @@ class Comparison:
         }
 
     def over_control(self, column: str) -> pd.DataFrame:
-        """Subtract continued training of the same seed from a score: a row a method, a column a seed."""
+        """Subtract continued training of the same seed: a row a method, a column a seed."""
         values = self.means[column].unstack("seed")
         return values - values.loc[CONTROL]
 
     def image_scores(self) -> pd.DataFrame:
-        """Tabulate image scores against both truths: a row a planned method, means over subjects and seeds."""
+        """Tabulate mean image scores against both truths, a row a planned method."""
         mean = self.means.groupby("method").mean().reindex(self.methods)
         images = pd.DataFrame(
             {(name, f"Y_{k}"): mean[f"{column}_{k}"] for name, column in IMAGES.items() for k in "ts"}
@@ -160,7 +160,7 @@ class Comparison:
         )
 
     def between(self, method: str, control: str, column: str) -> str | None:
-        """Write the worst and the best seed of a method's difference to its own control; None where one lacks seeds."""
+        """Write the worst and the best seed of a method minus a control, else None."""
         if not {method, control} <= set(self.complete):
             return None
         values = self.over_control(column)
@@ -168,7 +168,7 @@ class Comparison:
         return f"{gain.min():+.2f} to {gain.max():+.2f}"
 
     def gaps_closed(self, start: str = "physics") -> pd.DataFrame:
-        """Give the share of the gap that methods close, and how much lower their Dice is than the control's.
+        """Give the share of the gap that methods close, and how much lower their Dice is.
 
         Args:
             start: of the methods' names.
@@ -184,7 +184,7 @@ class Comparison:
         return table.assign(**{"Dice lower by": (dice.loc[CONTROL] - dice).mean(axis=1, skipna=False)})
 
     def score_ranges(self) -> dict[str, float]:
-        """Give lowest and highest mean PSNR and Dice of the methods, and Spearman's correlation of the two."""
+        """Give the ranges of the methods' mean PSNR and Dice, and Spearman's correlation."""
         means = self.means.groupby("method")[["psnr_t", "dice"]].mean().loc[[CONTROL, *self.compared]]
         columns = (("psnr_t", "PSNR (dB)"), ("dice", "Dice"))
         ends = {f"{name}, {end}": means[column].agg(end) for column, name in columns for end in ("min", "max")}

@@ -50,13 +50,13 @@ def divergences(prior: Posterior, seen: Mapping[str, Sequence[Posterior]], diver
 
 
 def divergence_of_aggregates(prior: Posterior, seen: Mapping[str, Sequence[Posterior]]) -> pd.DataFrame:
-    """Tabulate the KL from a prior to each candidate's aggregated posterior, as equation (2) is printed: one row."""
+    """Tabulate the KL from a prior to aggregated posteriors, as equation (2) is printed."""
     pooled = {name: [aggregate(*map(torch.cat, zip(*found, strict=True)))] for name, found in seen.items()}
     return divergences(prior, pooled)
 
 
 def means_and_sds(losses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Write mean ± standard deviation over subjects: a row a candidate, a column a loss; a lone row has no ±."""
+    """Write mean ± standard deviation over subjects: a row a candidate, a column a loss."""
     digits = "{:.3f}".format
     columns = {}
     for name, values in losses.items():

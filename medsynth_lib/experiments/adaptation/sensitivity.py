@@ -34,7 +34,7 @@ def literature_with(name: str, times: Times) -> dict:
 
 
 def with_wrong_setting(scanner: Site, contrast: str, setting: str, factor: float) -> Site:
-    """Multiply one setting of one of a scanner's sequences, such as the TI (ms) of T1, by a factor."""
+    """Multiply one setting of a scanner's sequence, such as the TI (ms) of T1, by a factor."""
     sequence = scanner.sequences[contrast]
     wrong = PulseSequence(sequence.kind, sequence.settings | {setting: factor * sequence.settings[setting]})
     return replace(scanner, sequences=scanner.sequences | {contrast: wrong})
@@ -62,7 +62,7 @@ class GapOfCurve:
         self.outputs, self.target, self.masks, self.low, self.high = outputs, target, masks, low, high
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
-        """Send the outputs through a curve between normalised intensities, x to y, (1, k) each, and score them."""
+        """Score the outputs after a curve between normalised intensities, x to y, (1, k) each."""
         mapped = [apply_curve(o, t["mask"], x, y) for o, t in zip(self.outputs, self.target, strict=True)]
         found = psnrs(mapped, [t["y"] for t in self.target], self.masks).mean()
         return float((found - self.low) / (self.high - self.low))

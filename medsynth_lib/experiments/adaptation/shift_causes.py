@@ -16,7 +16,7 @@ START, VISIT = "none (site A)", "another visit"
 
 
 def site_states(source: Site, target: Site) -> dict[State, Site]:
-    """Make the scanners between two sites: one cause of the shift each, and one cause after the other.
+    """Make the scanners between two sites: each cause of the shift alone, and in order.
 
     Another visit is the source with noise and coil field drawn as at the target. "In order" begins as the first cause
     alone; its last state is the target itself, which needs no scanner here.
