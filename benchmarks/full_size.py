@@ -15,9 +15,9 @@ import numpy as np
 from common import arguments, peak_gib, write
 
 from medsynth_lib.data.files.layouts import open_dataset
-from medsynth_lib.data.files.manifest import check_leaks
 from medsynth_lib.data.files.nifti import read_case, read_volume, write_volume
-from medsynth_lib.data.files.selection import site_pair, split_sites
+from medsynth_lib.data.files.selection import site_pair
+from medsynth_lib.data.files.splits import with_split
 from medsynth_lib.data.preparation.contract import Contract, restore
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.image import psnr
@@ -44,17 +44,15 @@ def main():
     args = arguments(__doc__, steps=6, width=16)
     stages = Stages()
     if os.environ.get("DATA_DIR"):
-        frame = open_dataset(os.environ["DATA_DIR"])
+        manifest = open_dataset(os.environ["DATA_DIR"])
     else:
-        frame = simulated_dataset(dict(train=1, tune=1, test=1), (240, 240, 155), 1.0, jobs=2)
+        manifest = simulated_dataset(dict(train=1, tune=1, test=1), (240, 240, 155), 1.0, jobs=2)
         stages.done("simulate 3 subjects at 2 sites")
-    if (frame["split"] == "").all():
-        frame = split_sites(frame[frame["site"].isin(site_pair(frame))], seed=0)
-    check_leaks(frame)
-    source, target = site_pair(frame)
+    source, target = site_pair(manifest)
+    manifest = with_split(manifest.select(site=(source, target)), seed=0)
     contract = Contract(spacing=(1.0, 1.0, 1.0), size=(192, 192, 144))
-    train, tune = (volumes(frame, contract, source, split, limit=2) for split in ("train", "tune"))
-    test = volumes(frame, contract, target, "test", limit=1)
+    train, tune = (volumes(manifest, contract, source, split, limit=2) for split in ("train", "tune"))
+    test = volumes(manifest, contract, target, "test", limit=1)
     for data in (train, tune, test):
         data.preload(1)
     stages.done(f"prepare {len(train) + len(tune) + len(test)} scans")
@@ -75,10 +73,10 @@ def main():
     stages.done(f"{args.steps} training steps, width {args.width}, and one validation")
     synthetic = predict(algorithm.networks["generator"], test[0])
     stages.done("whole-volume inference")
-    row = test.frame.iloc[0]
-    case = read_case(row, contract.modalities, root=frame.attrs["root"])
+    scan = test.manifest.scans()[0]
+    case = read_case(scan, contract.modalities)
     back = restore(synthetic, case, contract)
-    path = Path(args.out) / f"{row['subject']}_{target}_synthetic_t1.nii.gz"
+    path = Path(args.out) / f"{scan['subject']}_{target}_synthetic_t1.nii.gz"
     write_volume(path, np.asarray(back[0]) * 1000, case["flair"].affine)
     assert read_volume(path).shape == case["flair"].shape
     stages.done(f"write {tuple(case['flair'].shape[1:])} NIfTI in the original grid")

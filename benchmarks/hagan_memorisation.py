@@ -24,8 +24,8 @@ def share_nearest_to_known(lesson, modality, people, samples):
     """One row of numbers of an organ's model."""
     settings, (splits, _) = lesson.settings, lesson_cubes(lesson, modality)
     model, known = trained_hagan(lesson, splits), splits["train"]
-    frame = simulated_volumes(settings, modality, dict(adapt=people))  # a split that lessons 05 to 07 do not have
-    unknown = cached_cubes(Cubes(frame, known.contract))
+    manifest = simulated_volumes(settings, modality, dict(adapt=people))  # a split that lessons 05 to 07 do not have
+    unknown = cached_cubes(Cubes(manifest, known.contract))
     references = [group[i]["x"] for group in (known, unknown) for i in range(people)]
     codes = torch.randn(samples, settings.hagan["latent"], generator=torch.Generator().manual_seed(lesson.seed))
     found = nearest_neighbours(generate(model.networks, codes), references)

@@ -1,4 +1,4 @@
-"""What is known of each public data set (registry.yaml), and which lesson can use it for what."""
+"""What is known of each public data set: registry.yaml, and the library's table of which lesson can use it for what."""
 
 from functools import cache
 from pathlib import Path
@@ -6,22 +6,24 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from medsynth_lib.data.files.published import ROLES, ROLES_OF, Pairs, Refused, Volumes
 from medsynth_lib.files import DataError
 
 PATH = Path(__file__).parent / "registry.yaml"
 REQUIRED = {"title", "version", "licence", "licence_link", "citation", "size_gb", "how", "layout", "sites"}
-REQUIRED |= {"preparation", "roles"}
+REQUIRED |= {"preparation"}
 OPTIONAL = {"subjects", "unpacked_gb", "files", "steps"}
 FILE_KEYS = {"url", "name", "into", "bytes", "md5", "hash_source"}
 HOW = ("direct", "client", "registration")
-# Lessons by role: pairs of input contrasts and T1 at two sites, or single volumes. Lesson 01 prepares both; 04 takes neither.
-ROLES_OF = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",), "04": ()}
-ROLES_OF |= {lesson: ("volumes",) for lesson in ("05", "06", "07", "08")}
 
 
 @cache
-def load(path=PATH):
-    """All entries, name -> dictionary, checked. Raises DataError naming entry and key."""
+def load(path: Path = PATH) -> dict[str, dict]:
+    """Read all entries, name -> dictionary, checked.
+
+    Raises:
+        DataError: naming entry and key.
+    """
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -33,10 +35,10 @@ def load(path=PATH):
     return entries
 
 
-def check(path, name, entry):
+def check(path: Path, name: str, entry: dict) -> None:
     """Raise DataError unless an entry has what every entry must have, and nothing unknown."""
 
-    def wrong(what):
+    def wrong(what: str) -> DataError:
         return DataError(f"{path}: {name}: {what}; compare with the other entries.")
 
     if not isinstance(entry, dict):
@@ -55,47 +57,40 @@ def check(path, name, entry):
             raise wrong(f"a file has keys other than {sorted(FILE_KEYS)}, or lacks url or name")
         if "md5" in file and "hash_source" not in file:
             raise wrong(f"{file['name']} has a hash, but not who publishes it (hash_source)")
-    roles = entry["roles"]
-    if not isinstance(roles, dict) or set(roles) != {"pairs", "volumes"}:
-        raise wrong("roles are not pairs and volumes")
-    for role, keys in (("pairs", {"inputs", "target", "shift"}), ("volumes", {"modality", "kind", "note"})):
-        if not isinstance(roles[role], dict) or set(roles[role]) not in ({"refuse"}, keys):
-            raise wrong(f"roles: {role} needs either refuse or {', '.join(sorted(keys))}")
+    if name not in ROLES:
+        raise wrong("is not in the table ROLES of medsynth_lib/data/files/published.py")
 
 
-def entry(name):
-    """One entry; raises DataError for an unknown name."""
+def entry(name: str) -> dict:
+    """Return one entry.
+
+    Raises:
+        DataError: for an unknown name.
+    """
     if name not in load():
         raise DataError(f"{name}: no such data set; there are {', '.join(load())}.")
     return load()[name]
 
 
-def refusal(name, role):
-    """Why a data set cannot play a role ("pairs" or "volumes"); None where it can, or is not in the registry."""
-    return load().get(name, {"roles": {role: {}}})["roles"][role].get("refuse")
-
-
-def use(name, lesson):
-    """What a lesson takes from a data set: "FLAIR + T2 → T1", "T1 brain", or "– reason"."""
+def use(name: str, lesson: str) -> str:
+    """Say what a lesson takes from a data set: "FLAIR + T2 → T1", "T1 brain", or "– reason"."""
     if not ROLES_OF[lesson]:
         return "– simulated only: it compares on people scanned at both sites"
     cells = []
     for role in ROLES_OF[lesson]:
-        what = load()[name]["roles"][role]
-        if "refuse" in what:
-            cells.append(f"– {what['refuse']}")
-        elif role == "pairs":
-            cells.append(
-                f"{' + '.join(map(str.upper, what['inputs']))} → {what['target'].upper()}; shift: {what['shift']}"
-            )
-        else:
-            cells.append(f"{what['modality'].upper()} {what['kind']}, {what['note']}")
+        match ROLES[name][role]:
+            case Refused(reason):
+                cells.append(f"– {reason}")
+            case Pairs(inputs, target, shift):
+                cells.append(f"{' + '.join(map(str.upper, inputs))} → {target.upper()}; shift: {shift}")
+            case Volumes(modality, kind, note):
+                cells.append(f"{modality.upper()} {kind}, {note}")
     usable = [cell for cell in cells if not cell.startswith("–")]
     return " | ".join(usable or cells)
 
 
-def matrix():
-    """Data set x lesson: what each uses as input and target, or why not."""
+def matrix() -> pd.DataFrame:
+    """Make the table data set x lesson: what each uses as input and target, or why not."""
     # lessons of equal needs share a column
     columns = {"01": "01", "02": "02 and 03", "04": "04", "05": "05 to 08 (to come)"}
     return pd.DataFrame({title: {name: use(name, lesson) for name in load()} for lesson, title in columns.items()})

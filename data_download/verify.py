@@ -4,6 +4,7 @@ Your own folder ("own") is read as the lessons read it, voxels included.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from tqdm.auto import tqdm
 
 from data_download import registry
 from medsynth_lib.data.files.layouts import find
-from medsynth_lib.data.files.manifest import MODALITIES, check_leaks
+from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan, check_leaks
 from medsynth_lib.data.files.nifti import grid_gap, read_case, read_header, read_volume
-from medsynth_lib.data.files.selection import has, pair_inputs, paired, require_each_split, site_pair, with_split
+from medsynth_lib.data.files.published import ROLES, Pairs
+from medsynth_lib.data.files.selection import has, pair_inputs, paired, require_each_split, site_pair
+from medsynth_lib.data.files.splits import with_split
 from medsynth_lib.data.preparation.contract import Contract, prepare
 from medsynth_lib.data.preparation.cubes import CubeContract, prepare_cube
 from medsynth_lib.data.preparation.harmonise import MAKERS
@@ -43,13 +46,14 @@ class Report:
     roles: dict = field(default_factory=dict)
 
     @property
-    def usable(self):
+    def usable(self) -> bool:
+        """Whether the lessons can use the folder."""
         if self.roles:
             return not all(self.roles.values())
         return not self.bad and len(self.missing) < self.scans
 
-    def lines(self):
-        """The report as text, one finding a line."""
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text, one finding a line."""
         yield f"{self.name}: {self.scans} scans; subjects a site: " + ", ".join(
             f"{s} {n}" for s, n in self.sites.items()
         )
@@ -77,36 +81,45 @@ class Report:
             yield "usable" if self.usable else "not usable: mend what is listed above, then verify again"
 
 
-def verify(name, folder):
-    """Report on a data set in a folder; ``name`` "own" stands for a manifest.csv. Raises DataError where nothing is found."""
+def verify(name: str, folder: Path | str) -> Report:
+    """Report on a data set in a folder.
+
+    Args:
+        name: of a published data set; "own" stands for a manifest.csv.
+        folder: that holds it.
+
+    Raises:
+        DataError: where nothing is found.
+    """
     expected = None if name == "own" else registry.entry(name).get("subjects")
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds the unpacked data set.")
-    frame = find(name, folder)
-    report = Report(name, len(frame), frame.groupby("site")["subject"].nunique().to_dict(), expected)
-    groups = needed(name, frame)
-    for _, row in frame.iterrows():
-        lacking = [[m for m in group if not row[m]] for group in groups]
+    manifest = find(name, folder)
+    subjects = manifest.table.groupby("site")["subject"].nunique().to_dict()
+    report = Report(name, len(manifest), subjects, expected)
+    groups = needed(name)
+    for scan in manifest.scans():
+        lacking = [[m for m in group if not scan.has(m)] for group in groups]
         if all(lacking):
-            report.missing.append(f"{row['subject']} ({row['site']}) lacks {', '.join(min(lacking, key=len))}")
-    read_headers(report, frame)
+            report.missing.append(f"{scan['subject']} ({scan['site']}) lacks {', '.join(min(lacking, key=len))}")
+    read_headers(report, manifest)
     if name == "own":
-        require_own(frame)
+        require_own(manifest)
         report.bad = []  # the roles tell it again of scans that a lesson would read; the others do no harm
-        report.roles = dict(pairs=pair_faults(frame), volumes=volume_faults(frame))
+        report.roles = dict(pairs=pair_faults(manifest), volumes=volume_faults(manifest))
     return report
 
 
-def read_headers(report, frame):
+def read_headers(report: Report, manifest: Manifest) -> None:
     """Note the headers, and what is bad: leaks, unreadable headers, several grids in a row."""
     try:
-        check_leaks(frame)
+        check_leaks(manifest)
     except DataError as error:
         report.bad.append(str(error))
-    for _, row in tqdm(frame.iterrows(), total=len(frame), desc="headers", disable=headless()):
+    for scan in tqdm(manifest.scans(), desc="headers", disable=headless()):
         images = {}
-        for path in [frame.attrs["root"] / row[m] for m in MODALITIES if row[m]]:
+        for path in [scan.path(m) for m in MODALITIES if scan.has(m)]:
             try:
                 if path.is_dir():
                     report.headers[f"DICOM series of {len(list(path.glob('*.dcm')))} files"] += 1
@@ -115,66 +128,65 @@ def read_headers(report, frame):
                     report.headers[describe(images[path])] += 1
             except DataError as error:
                 report.bad.append(str(error))
-        if row["dataset"] not in MAKERS:  # the others are brought to one grid before use
+        if scan["dataset"] not in MAKERS:  # the others are brought to one grid before use
             report.bad += different_grids(images)
 
 
-def require_own(frame):
+def require_own(manifest: Manifest) -> None:
     """Raise DataError for scans that the lessons would make ready first: they are to be verified by the set's name."""
-    if made := sorted(MAKERS.keys() & set(frame["dataset"])):
+    if made := sorted(MAKERS.keys() & set(manifest.table["dataset"])):
         raise DataError(
-            f"{frame.attrs['root']}: holds {', '.join(made)}; verify it by that name: "
-            f"python -m data_download verify {made[0]} {frame.attrs['root']}"
+            f"{manifest.root}: holds {', '.join(made)}; verify it by that name: "
+            f"python -m data_download verify {made[0]} {manifest.root}"
         )
 
 
-def pair_faults(frame):
-    """Why the lessons cannot use a folder as pairs: sites, splits, and each scan read and prepared as they do."""
-    inputs = pair_inputs(frame)
+def pair_faults(manifest: Manifest) -> list[str]:
+    """Say why the lessons cannot use a folder as pairs: sites, splits, and each scan read and prepared as they do."""
+    inputs = pair_inputs(manifest)
     if inputs is None:
         return ["no scan has FLAIR and T2, or T2 and PD, together with T1"]
     contract = Contract(inputs=inputs, **COARSE)
-    frame = frame[has(frame, contract.modalities)]
+    manifest = manifest.where(has(manifest, contract.modalities))
     faults = []
     try:
-        frame = paired(frame, site_pair(frame), seed=0)
-        require_each_split(frame)
+        manifest = paired(manifest, site_pair(manifest), seed=0)
+        require_each_split(manifest)
     except DataError as error:
         faults.append(str(error))
-    root = frame.attrs["root"]
-    return faults + row_faults(frame, lambda row: prepare(read_case(row, contract.modalities, root), contract), "pairs")
+    return faults + scan_faults(manifest, lambda s: prepare(read_case(s, contract.modalities), contract), "pairs")
 
 
-def volume_faults(frame):
-    """Why the lessons cannot use a folder as single volumes: one of CT and T1 without a fault is enough."""
-    found = [modality for modality in ("ct", "t1") if has(frame, (modality,)).any()]
-    faults = [faults_of_one(frame[has(frame, (modality,))], modality) for modality in found]
+def volume_faults(manifest: Manifest) -> list[str]:
+    """Say why the lessons cannot use a folder as single volumes: one of CT and T1 without a fault is enough."""
+    found = [modality for modality in ("ct", "t1") if has(manifest, (modality,)).any()]
+    faults = [faults_of_one(manifest.where(has(manifest, (modality,))), modality) for modality in found]
     return [] if [] in faults else sum(faults, []) or ["no scan has CT or T1"]
 
 
-def faults_of_one(frame, modality):
-    """The same for the scans of one modality."""
-    contract, faults, root = CubeContract(modality), [], frame.attrs["root"]
+def faults_of_one(manifest: Manifest, modality: str) -> list[str]:
+    """Say the same for the scans of one modality."""
+    contract, faults = CubeContract(modality), []
     try:
-        with_split(frame, seed=0, pooled=True)
+        with_split(manifest, seed=0, pooled=True)
     except DataError as error:
         faults.append(str(error))
-    return faults + row_faults(frame, lambda row: prepare_cube(read_volume(root / row[modality]), contract), modality)
+    return faults + scan_faults(manifest, lambda s: prepare_cube(read_volume(s.path(modality)), contract), modality)
 
 
-def row_faults(frame, read, title):
-    """The errors of reading each scan of a manifest."""
+def scan_faults(manifest: Manifest, read: Callable[[Scan], object], title: str) -> list[str]:
+    """Collect the errors of reading each scan of a manifest."""
     faults = []
-    for _, row in tqdm(frame.iterrows(), total=len(frame), desc=title, disable=headless()):
+    for scan in tqdm(manifest.scans(), desc=title, disable=headless()):
         try:
-            read(row)
+            read(scan)
         except DataError as error:
             faults.append(str(error))
     return faults
 
 
-def different_grids(images):
-    """Texts that say which of a scan's images {path: nibabel image} lie on another grid than its first one."""
+def different_grids(images: dict[Path, nib.Nifti1Pair]) -> Iterator[str]:
+    """Yield texts that say which of a scan's images {path: nibabel image} lie on another grid than its first one."""
     items = list(images.items())
     for path, image in items[1:]:
         first, one = items[0]
@@ -182,16 +194,16 @@ def different_grids(images):
             yield f"{first} and {path}: {gap}"
 
 
-def needed(name, frame):
-    """Groups of modalities, of which a scan needs one group whole."""
+def needed(name: str) -> list[tuple[str, ...]]:
+    """List groups of modalities, of which a scan needs one group whole."""
     if name == "own":
         return [("t1", "flair", "t2"), ("t1", "t2", "pd"), ("t1",), ("ct",)]
-    pairs, volumes = (registry.entry(name)["roles"][role] for role in ("pairs", "volumes"))
-    return [(*pairs["inputs"], pairs["target"])] if "inputs" in pairs else [(volumes["modality"],)]
+    pairs, volumes = ROLES[name]["pairs"], ROLES[name]["volumes"]
+    return [(*pairs.inputs, pairs.target)] if isinstance(pairs, Pairs) else [(volumes.modality,)]
 
 
-def describe(image):
-    """Shape, voxel size, orientation and type of a nibabel image (of each volume, where it holds several), as text."""
+def describe(image: nib.Nifti1Pair) -> str:
+    """Describe shape, voxel size, orientation and type of a nibabel image (of each volume, where it holds several), as text."""
     size = " x ".join(f"{v:.3g}" for v in np.linalg.norm(image.affine[:3, :3], axis=0))
     shape = " x ".join(map(str, image.shape[:3]))
     return f"{shape}, {size} mm, {''.join(map(str, nib.aff2axcodes(image.affine)))}, {image.get_data_dtype()}"

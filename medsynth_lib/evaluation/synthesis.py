@@ -51,9 +51,9 @@ def score_subjects(make: Make, inputs: "PairedVolumes", truth: "PairedVolumes") 
     Raises:
         KeyError: ``truth`` lacks a subject of ``inputs``.
     """
-    where = {subject: i for i, subject in enumerate(truth.frame["subject"])}
+    where = {subject: i for i, subject in enumerate(truth.manifest.table["subject"])}
     rows = {}
-    for i, subject in enumerate(inputs.frame["subject"]):
+    for i, subject in enumerate(inputs.manifest.table["subject"]):
         sample, target = inputs[i], truth[where[subject]]
         mask = sample["mask"] & target["mask"]
         rows[subject] = scores(make(sample), target["y"], mask, target.get("seg"))

@@ -14,14 +14,15 @@ import torch
 from scipy import ndimage
 from torch.utils.data import Dataset
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.preparation.cubes import CUBES_VERSION, CubeContract, Cubes, LabelledCubes, to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.recovery import BACKGROUND
 from medsynth_lib.evaluation.segmentation import label_structures
-from medsynth_lib.experiments.lesson_data import kind_of, lesson_volumes, simulated_people, simulated_volumes
-from medsynth_lib.experiments.trained_models import scan_identity, train_or_load
+from medsynth_lib.experiments.lesson_data import kind_of, lesson_volumes, simulated_subjects, simulated_volumes
+from medsynth_lib.experiments.trained_models import train_or_load
 from medsynth_lib.files import DataError, cache_folder
 from medsynth_lib.processes import headless
 
@@ -34,15 +35,15 @@ def lesson_cubes(lesson, modality):
     ``modality``: "t1", skull-stripped brains, or "ct", chests. The size is that of ``settings.hagan``. They are prepared once
     and read from a sharded cache.
     """
-    frame = lesson_volumes(lesson, modality, required=False)
+    manifest = lesson_volumes(lesson, modality, required=False)
     contract = CubeContract(modality, lesson.settings.hagan["size"])
-    parts = {name: Cubes(frame[frame["split"] == name], contract) for name in ("train", "tune", "test")}
-    return {name: cached_cubes(cubes) for name, cubes in parts.items()}, kind_of(frame)
+    parts = {name: Cubes(manifest.select(split=name), contract) for name in ("train", "tune", "test")}
+    return {name: cached_cubes(cubes) for name, cubes in parts.items()}, kind_of(manifest)
 
 
 def cached_cubes(cubes):
     """`Cubes` from a sharded cache whose name says which scans, prepared how."""
-    scans = [[row["subject"], *scan_identity(row, cubes)] for _, row in cubes.frame.iterrows()]
+    scans = [[scan["subject"], *scan.identity(cubes.contract.modalities)] for scan in cubes.manifest.scans()]
     key = hashlib.sha256(json.dumps([scans, asdict(cubes.contract), CUBES_VERSION], sort_keys=True).encode()).hexdigest()[:16]
     return cubes.on_disk(cache_folder("cubes", key), key, jobs=torch.get_num_threads(), progress=not headless())
 
@@ -55,15 +56,16 @@ class People(Dataset):
 
     def __init__(self, settings, contract):
         self.settings, self.contract = settings, contract
-        self.frame = simulated_people(settings, contract.modality, settings.people)
+        table = simulated_subjects(settings, contract.modality, settings.people)
+        self.manifest = Manifest(table, cache_folder("simulated"))  # nobody is read from there
 
     @cached_property
     def volumes(self):
-        frame = simulated_volumes(self.settings, self.contract.modality, dict(train=len(self)))
-        return cached_cubes(Cubes(frame, self.contract))
+        manifest = simulated_volumes(self.settings, self.contract.modality, dict(train=len(self)))
+        return cached_cubes(Cubes(manifest, self.contract))
 
     def __len__(self):
-        return len(self.frame)
+        return len(self.manifest)
 
     def __getitem__(self, index):
         return self.volumes[index]
@@ -77,8 +79,8 @@ def trained_hagan(lesson, splits, **changes):
     recipe = dict(algorithm="hagan", **lesson.settings.hagan | changes, seed=lesson.seed)
     train = splits["train"]
     everybody = People(lesson.settings, train.contract)
-    first = everybody.frame.head(len(train))
-    if len(everybody) > len(train) and set(first) <= set(train.frame) and train.frame[list(first)].equals(first):
+    first, table = everybody.manifest.head(len(train)).table, train.manifest.table
+    if len(everybody) > len(train) and set(first) <= set(table) and table[list(first)].equals(first):
         train = everybody
     return train_or_load(NAMES[train.contract.modality], recipe, train, splits["tune"])
 
@@ -95,8 +97,8 @@ def labelled_cubes(lesson, split):
     """The simulated tumour-free brains of a split with their structure labels; of "train" the first 64."""
     s = lesson.settings
     options = dict(jobs=torch.get_num_threads(), progress=not headless())
-    frame = simulated_dataset(s.volume_counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
-    return LabelledCubes(frame[frame["split"] == split].head(64), CubeContract("t1", s.hagan["size"]))
+    manifest = simulated_dataset(s.volume_counts, tuple(s.shape), s.spacing, ("A",), tumour=False, **options)
+    return LabelledCubes(manifest.select(split=split).head(64), CubeContract("t1", s.hagan["size"]))
 
 
 def measure_volumes(cubes, spacings, modality, segmenter=None):

@@ -1,20 +1,19 @@
 """One domain of lesson 07: a trained HA-GAN, the cubes it learned from, and the factors that are measured in a volume."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.preparation.cubes import to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.subject import make_subject, structure_volumes
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.experiments.hagan import brain_mask, lesson_cubes, measure_volumes, trained_hagan
-from medsynth_lib.files import atomic, cache_folder
+from medsynth_lib.files import atomic, cache_folder, fingerprint
 from medsynth_lib.processes import headless, run
 from medsynth_lib.training.hagan import encode, sample
 
@@ -125,26 +124,24 @@ def true_factors(domain, count):
     if domain.kind != "simulated":
         return None
     cubes = domain.splits["train"]
-    frame = cubes.frame.head(count)
-    table = frame if domain.modality == "ct" else true_structures(frame, cubes)
-    factor = [float(domain.spacing.prod() / cubes[i]["spacing"].prod()) for i in range(len(frame))]
+    manifest = cubes.manifest.head(count)
+    table = manifest.table if domain.modality == "ct" else true_structures(manifest)
+    factor = [float(domain.spacing.prod() / cubes[i]["spacing"].prod()) for i in range(len(manifest))]
     ml = [c for c in table.columns if c.endswith("_ml")] if domain.modality == "ct" else list(table.columns)
     table = table.assign(**{c: table[c] * factor for c in ml})
     return domain.standardised(factors(table, domain.modality))
 
 
-def true_structures(frame, cubes):
+def true_structures(manifest: Manifest) -> pd.DataFrame:
     """Volumes in ml of simulated brains and of their structures; a subject is made once more, which is slow, and kept."""
-    people = hashlib.sha256(json.dumps([*frame["source"], *frame["subject"]]).encode()).hexdigest()[:16]
-    path = cache_folder("structures") / f"{people}.csv"
+    scans = manifest.scans()
+    path = cache_folder("structures") / f"{fingerprint([scan.identity(()) for scan in scans])}.csv"
     if not path.exists():
-        size, spacing = frame["source"].iloc[0].split(", ")[1].split(" at ")
-        shape, spacing = tuple(map(int, size.split("x"))), float(spacing.removesuffix(" mm"))
-        tasks = [(int(subject), shape, spacing) for subject in frame["subject"]]
+        tasks = [(int(scan["subject"]), scan.shape, scan["spacing_mm"]) for scan in scans]
         rows = run(structures_of, tasks, torch.get_num_threads(), None, not headless())
         with atomic(path) as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
-    return pd.read_csv(path).assign(brain=frame["brain_ml"].to_numpy())
+    return pd.read_csv(path).assign(brain=manifest.table["brain_ml"].to_numpy())
 
 
 def structures_of(seed, shape, spacing):

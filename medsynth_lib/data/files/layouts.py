@@ -7,62 +7,72 @@ a 4D file, and a folder stands for one DICOM series. Names are those the publish
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from medsynth_lib.data.files.manifest import MODALITIES, find_cases, read_manifest
+from medsynth_lib.data.files.brats import find_cases
+from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
 from medsynth_lib.files import DataError
 
 NIFTI = (".nii.gz", ".nii")
+Table = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 
 
-def open_dataset(folder):
-    """The manifest of a data folder: its manifest.csv, else what `recognise` finds; with a column ``dataset``."""
+def open_dataset(folder: Path | str) -> Manifest:
+    """Return the manifest of a data folder: its manifest.csv, else what `recognise` finds; with a column `dataset`."""
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         return recognise(folder)
-    frame = read_manifest(path)
-    for column in MODALITIES:
-        if column not in frame:
-            frame[column] = ""
-    if "dataset" not in frame:
-        frame["dataset"] = "own"
-    return frame
+    manifest = Manifest.read(path)
+    absent = {column: "" for column in MODALITIES if column not in manifest.table}
+    named = {} if "dataset" in manifest.table else {"dataset": "own"}
+    return manifest.assign(**absent, **named)
 
 
-def recognise(folder):
-    """All scans under a folder, of every published layout that is found there (so two sets may lie side by side).
+def recognise(folder: Path | str) -> Manifest:
+    """List all scans under a folder, of every published layout found there; two data sets may lie side by side.
 
-    Columns: subject, site, split (empty), dataset, one path a modality ("" where missing), and what the set's table knows.
-    Raises DataError where no layout fits.
+    Returns:
+        A manifest with the columns subject, site, split (empty), dataset, one path a modality ("" where missing), and what
+        the data set's own table knows.
+
+    Raises:
+        DataError: where no layout fits.
     """
     folder = Path(folder)
-    found = [frame for reader in LAYOUTS.values() if (frame := reader(folder)) is not None]
+    found = [table for reader in LAYOUTS.values() if (table := reader(folder)) is not None]
     if not found:
         raise DataError(
             f"{folder}: no manifest.csv, and no files named as in {', '.join(LAYOUTS)}; check DATA_DIR, see the names with "
             "python -m data_download describe NAME, or write a manifest.csv (data_download/README.md)."
         )
-    frame = pd.concat(found, ignore_index=True)
-    for column in frame.select_dtypes(["object", "string"]):
-        frame[column] = frame[column].fillna("")
-    frame.attrs["root"] = folder
-    return frame
+    table = pd.concat(found, ignore_index=True)
+    for column in table.select_dtypes(["object", "string"]):
+        table[column] = table[column].fillna("")
+    return Manifest(table, folder)
 
 
-def find(name, folder):
-    """The scans of one data set in a folder; raises KeyError for an unknown name and DataError where there are none."""
+def find(name: str, folder: Path | str) -> Manifest:
+    """List the scans of one published data set in a folder; "own" stands for `open_dataset`.
+
+    Raises:
+        KeyError: for an unknown name.
+        DataError: where there are no such scans.
+    """
     if name == "own":
         return open_dataset(folder)
-    frame = LAYOUTS[name](Path(folder))
-    if frame is None:
+    table = LAYOUTS[name](Path(folder))
+    if table is None:
         raise DataError(f"{folder}: no scans named as in {name}; compare with python -m data_download describe {name}.")
-    frame.attrs["root"] = Path(folder)
-    return frame
+    return Manifest(table, folder)
 
 
-def files(folder, endings=NIFTI):
-    """Files at any depth with one of the endings, sorted; without macOS's "._" twins, and never through a link to a folder."""
+def files(folder: Path, endings: tuple[str, ...] = NIFTI) -> list[Path]:
+    """List the files at any depth with one of the endings, sorted.
+
+    macOS's "._" twins are left out, and links to folders are not followed.
+    """
     listed = []
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))  # ".": an unfinished write
@@ -70,12 +80,13 @@ def files(folder, endings=NIFTI):
     return listed
 
 
-def stem(path):
+def stem(path: Path) -> str:
+    """Return a NIfTI file's name without .nii or .nii.gz."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def table(folder, dataset, scans):
-    """DataFrame of scans {(subject, site): {modality: path or text, ...}}, or None where there are none."""
+def table(folder: Path, dataset: str, scans: dict[tuple[str, str], dict[str, Any]]) -> Table:
+    """Make the rows of scans {(subject, site): {modality: path or text, ...}}; None where there are none."""
     rows = []
     for (subject, site), cells in sorted(scans.items()):
         row = dict(subject=subject, site=site, split="", dataset=dataset) | dict.fromkeys(MODALITIES, "")
@@ -83,27 +94,30 @@ def table(folder, dataset, scans):
     return pd.DataFrame(rows) if rows else None
 
 
-def matched(folder, pattern, endings=NIFTI):
-    """(match, path) of all files whose name without ending fits a regular expression."""
+def matched(folder: Path, pattern: str, endings: tuple[str, ...] = NIFTI) -> list[tuple[re.Match, Path]]:
+    """List (match, path) of all files whose name without ending fits a regular expression."""
     return [(m, path) for path in files(folder, endings) if (m := re.fullmatch(pattern, stem(path)))]
 
 
-def brats(folder, year):
-    """BraTS 2019 and 2020: see `manifest.find_cases`."""
+def brats(folder: Path, year: int) -> Table:
+    """List the cases of BraTS 2019 (`year` 19) or 2020 (20): see `brats.find_cases`."""
     if not any(path.is_dir() for path in folder.rglob(f"BraTS{year}_*")):
         return None
-    frame = find_cases(folder)
-    frame = frame[[Path(next(c for c in row if c)).parent.name.startswith(f"BraTS{year}_") for row in
-                   frame[[m for m in MODALITIES if m in frame]].itertuples(index=False)]]  # fmt: skip
-    return frame.assign(dataset=f"brats20{year}", **{m: "" for m in MODALITIES if m not in frame}).reset_index(
-        drop=True
-    )
+    scans = find_cases(folder)
+    of_year = [case_folder(scan).startswith(f"BraTS{year}_") for scan in scans.scans()]
+    return scans.where(pd.Series(of_year)).table.assign(dataset=f"brats20{year}")
 
 
-def msd_task01(folder):
-    """Medical Segmentation Decathlon, Task01_BrainTumour: imagesTr/BRATS_001.nii.gz holds FLAIR, T1, T1 with agent, T2 (4D).
+def case_folder(scan: Scan) -> str:
+    """Return the name of the folder that a scan's files are in."""
+    return next(scan.path(modality) for modality in MODALITIES if scan.has(modality)).parent.name
 
-    The labels are not yet BraTS's, and no site is known: `ready.ready_dataset` mends both. Test images have no labels.
+
+def msd_task01(folder: Path) -> Table:
+    """List the Medical Segmentation Decathlon's Task01_BrainTumour.
+
+    imagesTr/BRATS_001.nii.gz holds FLAIR, T1, T1 with agent and T2 (4D). The labels are not yet BraTS's, and no site is
+    known: `harmonise.ready_dataset` mends both. Test images have no labels.
     """
     scans = {}
     for match, path in matched(folder, r"BRATS_(\d+)"):
@@ -116,18 +130,22 @@ def msd_task01(folder):
     return table(folder, "msd_task01", scans)
 
 
-def ixi(folder):
-    """IXI: IXI012-HH-1211-T1.nii.gz, site HH, Guys or IOP; T1, T2 and PD in any folders. Heads with skull, not registered."""
+def ixi(folder: Path) -> Table:
+    """List IXI: IXI012-HH-1211-T1.nii.gz, site HH, Guys or IOP; T1, T2 and PD in any folders.
+
+    The heads have their skull, and the contrasts are not registered.
+    """
     scans = {}
     for match, path in matched(folder, r"(IXI\d+)-(HH|Guys|IOP)-\d+-(T1|T2|PD)"):
         scans.setdefault((match[1], match[2]), {})[match[3].lower()] = path
     return table(folder, "ixi", scans)
 
 
-def upenn_gbm(folder):
-    """UPENN-GBM: UPENN-GBM-00001_11_{FLAIR,T1,T1GD,T2}.nii.gz; _11 is before surgery and _21 after it, which is left out.
+def upenn_gbm(folder: Path) -> Table:
+    """List UPENN-GBM: UPENN-GBM-00001_11_{FLAIR,T1,T1GD,T2}.nii.gz.
 
-    Labels by hand (..._segm) win over automatic ones (..._automated_approx_segm).
+    _11 is before surgery; _21, after surgery, is left out. Labels by hand (..._segm) win over automatic ones
+    (..._automated_approx_segm).
     """
     names = {"FLAIR": "flair", "T1": "t1", "T1GD": "t1ce", "T2": "t2", "automated_approx_segm": "seg", "segm": "seg"}
     scans = {}
@@ -137,8 +155,11 @@ def upenn_gbm(folder):
     return table(folder, "upenn_gbm", scans)
 
 
-def ucsf_pdgm(folder):
-    """UCSF-PDGM: UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{FLAIR,T1,T1c,T2,tumor_segmentation}.nii.gz; follow-ups are left out."""
+def ucsf_pdgm(folder: Path) -> Table:
+    """List UCSF-PDGM: UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{FLAIR,T1,T1c,T2,tumor_segmentation}.nii.gz.
+
+    Follow-ups are left out.
+    """
     names = {"FLAIR": "flair", "T1": "t1", "T1c": "t1ce", "T2": "t2", "tumor_segmentation": "seg"}
     scans = {}
     for match, path in matched(folder, rf"(UCSF-PDGM-\d+)_({'|'.join(names)})"):
@@ -146,16 +167,20 @@ def ucsf_pdgm(folder):
     return table(folder, "ucsf_pdgm", scans)
 
 
-def gsp(folder):
-    """Brain Genomics Superstruct: Sub0001_Ses1_Scan_01_ANAT1.nii.gz, one T1 a person with the skull; repeat visits left out."""
+def gsp(folder: Path) -> Table:
+    """List Brain Genomics Superstruct: Sub0001_Ses1_Scan_01_ANAT1.nii.gz, one T1 a subject, with the skull.
+
+    Repeat visits are left out.
+    """
     found = matched(folder, r"(Sub\d+)_Ses1_Scan_\d+_ANAT1")
     return table(folder, "gsp", {(match[1], "GSP"): {"t1": path} for match, path in found})
 
 
-def copdgene(folder):
-    """COPDGene as this course expects it: <sid>/<sid>_INSP_STD_<centre>_COPD.nii.gz in HU, and a table with a column sid.
+def copdgene(folder: Path) -> Table:
+    """List COPDGene as this course expects it: <sid>/<sid>_INSP_STD_<centre>_COPD.nii.gz in HU.
 
-    The table (any CSV or tab-separated .txt in the folder) may have FEV1pp_utah and FEV1_FVC_utah: fev1pp and fev1_fvc here.
+    A table with a column sid (any CSV or tab-separated .txt in the folder) may have FEV1pp_utah and FEV1_FVC_utah, which
+    become fev1pp and fev1_fvc.
     """
     found = matched(folder, r"(\w+?)_INSP_STD_(\w+?)_COPD")
     scans = {(match[1], match[2]): {"ct": path} for match, path in found}
@@ -168,8 +193,8 @@ def copdgene(folder):
     return table(folder, "copdgene", {k: v | known.get(k[0], {}) for k, v in scans.items()})
 
 
-def phenotypes(path, separator):
-    """COPDGene's table: {sid: {fev1pp, fev1_fvc}}, as far as it has them."""
+def phenotypes(path: Path, separator: str) -> dict[str, dict[str, float]]:
+    """Read COPDGene's table: {sid: {fev1pp, fev1_fvc}}, as far as it has them."""
     try:
         frame = pd.read_csv(path, sep=separator, dtype={"sid": str}, encoding_errors="replace", index_col=False)
     except pd.errors.ParserError as error:
@@ -178,8 +203,11 @@ def phenotypes(path, separator):
     return frame.set_index("sid")[[c for c in ("fev1pp", "fev1_fvc") if c in frame]].to_dict("index")
 
 
-def lidc(folder):
-    """LIDC-IDRI as idc-index lays it out: LIDC-IDRI-0001/<study>/CT_<series>/*.dcm; of several CT series the largest."""
+def lidc(folder: Path) -> Table:
+    """List LIDC-IDRI as idc-index lays it out: LIDC-IDRI-0001/<study>/CT_<series>/*.dcm.
+
+    Of several CT series of a patient the largest is taken.
+    """
     series = {}
     for path in files(folder, (".dcm",)):
         person = next((p for p in path.relative_to(folder).parts if re.fullmatch(r"LIDC-IDRI-\d+", p)), None)

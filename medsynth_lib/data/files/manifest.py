@@ -1,44 +1,208 @@
-"""Manifests: one CSV a data set, one row a scan of one subject at one site; and the splits made from them.
+"""Manifests: one row a scan of one subject at one site, and the folder that the paths in it are relative to.
 
-Columns: subject, site, split, one path per modality (relative to the CSV's folder, empty where missing), then one
-column per known quantity. A simulated subject may be scanned at several sites, in several rows.
+Columns: subject, site, split, one path a modality ("" where missing), then one column a known quantity. A simulated subject
+may be scanned at several sites, in several rows. A simulated scan has the columns `SIMULATED`.
 """
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
-from medsynth_lib.files import DataError, atomic
+from medsynth_lib.files import DataError, atomic, content_hash
 
 MODALITIES = ("flair", "t1", "t1ce", "t2", "pd", "ct", "seg")
-TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade")
+TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade", "simulator")
 SPLITS = ("train", "tune", "test", "adapt")
+SHAPE = ("nx", "ny", "nz")  # voxels of a simulated scan
+SIMULATED = ("simulator", *SHAPE, "spacing_mm", "tumour")  # what its images depend on besides subject and site
 UNSAFE = re.compile(r"[/\\\x00-\x1f]|\.\.")
-CASE_FOLDER = re.compile(r"BraTS\d\d_(?P<site>[^_]+)_(?P<id>.+?)(_1)?", re.IGNORECASE)
 
 
-def read_manifest(path):
-    """Read a manifest CSV; text columns (subject, site, split, paths, grade) as str with "" where empty.
+@dataclass(frozen=True)
+class Scan:
+    """One row of a manifest.
 
-    Returns a DataFrame whose `attrs["root"]` is the CSV's folder, to which its paths are relative. Known columns may be
-    written in any case ("FLAIR"); a column of images under another name is not used, and that is said.
-
-    Raises DataError for a missing file, missing columns, a repeated scan, a subject or site that is empty or a path, and a
-    split that is not one of SPLITS, or filled in some rows only.
+    Attributes:
+        cells: column -> value.
+        root: the folder that paths are relative to.
     """
-    path = Path(path)
+
+    cells: dict[str, Any]
+    root: Path
+
+    def __getitem__(self, column: str) -> Any:
+        return self.cells[column]
+
+    def get(self, column: str, default: Any = None) -> Any:
+        """Return a cell, or `default` where the manifest has no such column."""
+        return self.cells.get(column, default)
+
+    def replace(self, **cells: Any) -> "Scan":
+        """Return the scan with other cells."""
+        return Scan(self.cells | cells, self.root)
+
+    def has(self, modality: str) -> bool:
+        """Return whether the scan has a file of a modality."""
+        cell = self.cells.get(modality)
+        return isinstance(cell, str) and bool(cell.strip())  # an empty CSV cell may arrive as NaN
+
+    def path(self, modality: str) -> Path:
+        """Return the path of a modality's file; "scan.nii.gz#2" is the third volume of a 4D file.
+
+        Raises:
+            DataError: where the scan has no such file.
+        """
+        if not self.has(modality):
+            raise DataError(
+                f"{self.root}: subject {self.get('subject', '?')} (site {self.get('site', '?')}) has no {modality} "
+                "file in the manifest; add it, or leave the subject out."
+            )
+        return self.root / self.cells[modality].strip()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the course's simulator made the scan."""
+        return self.cells.get("simulated") in (True,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels (x, y, z) of a simulated scan, as its columns say."""
+        return tuple(int(self.cells[name]) for name in SHAPE)
+
+    def identity(self, modalities: Iterable[str]) -> list[Any]:
+        """Return what tells this scan from another, for `files.fingerprint`.
+
+        Args:
+            modalities: the files that matter of a real scan.
+
+        Returns:
+            Of a simulated scan subject, site and `SIMULATED`; of a real one the hashes of its files.
+        """
+        if self.simulated:
+            known = {name: self.cells[name] for name in SIMULATED if name in self.cells}
+            return [self["subject"], self["site"], known]
+        return [content_hash(self.path(modality)) for modality in modalities]
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A table of scans and the folder that its paths are relative to.
+
+    Attributes:
+        table: one row a scan, numbered from 0.
+        root: the folder; errors name it.
+    """
+
+    table: pd.DataFrame
+    root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self.table.reset_index(drop=True))
+        object.__setattr__(self, "root", Path(self.root))
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Manifest":
+        """Read a manifest CSV; text columns (subject, site, split, paths, grade) keep their zeros and are "" where empty.
+
+        Known columns may be written in any case ("FLAIR"). A column of images under another name is not used, and a
+        printed line says so.
+
+        Args:
+            path: the CSV; its folder becomes `root`.
+
+        Raises:
+            DataError: for a missing file, missing columns, a repeated scan, a subject or site that is empty or a path,
+                and a split that is not one of `SPLITS`, or is filled in some rows only.
+        """
+        path = Path(path)
+        table, text = _read_twice(path)
+        table.columns = text.columns = _known_names(text.columns, path)
+        for column in text.columns.intersection(TEXT):
+            table[column] = text[column].str.strip()
+        require_identity(table, path)
+        if "split" not in table:
+            table.insert(2, "split", "")
+        _require_splits(table, path)
+        manifest = cls(table, path.parent)
+        require_unique_scans(manifest)
+        _name_unknown_images(text, path)
+        return manifest
+
+    def write(self, path: Path | str) -> None:
+        """Write the table as CSV, atomically, with its paths made relative to the CSV's folder.
+
+        Args:
+            path: the CSV.
+
+        Raises:
+            DataError: for missing columns, repeated scans, subjects in two splits, or an unwritable file.
+        """
+        path = Path(path)
+        require_identity(self.table, path)
+        check_leaks(self)
+        columns = [c for c in TEXT if c in self.table] + [c for c in self.table if c not in TEXT]
+        table, root, folder = self.table[columns].copy(), self.root.resolve(), path.parent.resolve()
+        for column in table.columns.intersection(MODALITIES):
+            table[column] = [
+                Path(os.path.relpath(root / cell, folder)).as_posix() if cell else "" for cell in table[column]
+            ]
+        with atomic(path) as temporary:
+            table.to_csv(temporary, index=False)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def scans(self) -> list[Scan]:
+        """Return the rows, in order."""
+        return [Scan(cells, self.root) for cells in self.table.to_dict("records")]
+
+    def replace(self, table: pd.DataFrame) -> "Manifest":
+        """Return another table with the same root."""
+        return Manifest(table, self.root)
+
+    def assign(self, **columns: Any) -> "Manifest":
+        """Return the manifest with new or changed columns."""
+        return self.replace(self.table.assign(**columns))
+
+    def where(self, rows: pd.Series) -> "Manifest":
+        """Return the scans for which a boolean Series, one value a row, is true."""
+        return self.replace(self.table[rows])
+
+    def select(self, **wanted: Any) -> "Manifest":
+        """Return the scans whose columns have the wanted values: `select(site=("A", "B"), split="train")`.
+
+        Args:
+            wanted: column -> its value, or a collection of values.
+        """
+        rows = pd.Series(True, index=self.table.index)
+        for column, values in wanted.items():
+            rows &= self.table[column].isin([values] if pd.api.types.is_scalar(values) else list(values))
+        return self.where(rows)
+
+    def head(self, n: int | None) -> "Manifest":
+        """Return the first `n` scans; all of them for None."""
+        return self if n is None else self.replace(self.table.head(n))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the course's simulator made every scan."""
+        return len(self) > 0 and all(scan.simulated for scan in self.scans())
+
+
+def _read_twice(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read a CSV with numbers as numbers, and all as text: "007" would lose its zeros and a site "NA" become missing."""
     if not path.is_file():
-        raise DataError(f"{path}: no such manifest; write one with write_manifest(find_cases(folder), ...).")
+        raise DataError(f"{path}: no such manifest; write one with find_cases(folder).write(path).")
     _require_commas(path)
     try:
-        frame = pd.read_csv(path)
-        # Read again as text, or subject "007" would lose its zeros and a site called "NA" become a missing value.
-        text = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: not a readable CSV ({str(error).strip()}); save it as comma-separated UTF-8."
@@ -47,27 +211,17 @@ def read_manifest(path):
         raise DataError(
             f"{path}: rows have more cells than the first line has names; put commas inside cells in quotes."
         )
-    frame.columns = text.columns = _known_names(text.columns, path)
-    for column in text.columns.intersection(TEXT):
-        frame[column] = text[column].str.strip()
-    _require_identity(frame, path)
-    if "split" not in frame:
-        frame.insert(2, "split", "")
-    _require_splits(frame, path)
-    frame.attrs["root"] = path.parent
-    _require_unique_scans(frame)
-    _name_unknown_images(text, path)
-    return frame
+    return table, text
 
 
-def _require_commas(path):
+def _require_commas(path: Path) -> None:
     with path.open(encoding="utf-8", errors="replace") as lines:
         header = lines.readline().strip()
     if ";" in header and "," not in header:  # what spreadsheets write where the comma is in decimals
         raise DataError(f"{path}: the first line is {header!r}; separate columns by commas, not semicolons.")
 
 
-def _known_names(columns, path):
+def _known_names(columns: Iterable[str], path: Path) -> list[str]:
     """Column names, with those in TEXT as they are spelled there: " FLAIR" becomes "flair"."""
     names = [n if (n := c.strip().lower()) in TEXT else c for c in columns]
     twice = [c for c, n in zip(columns, names, strict=True) if names.count(n) > 1]
@@ -76,7 +230,7 @@ def _known_names(columns, path):
     return names
 
 
-def _name_unknown_images(text, path):
+def _name_unknown_images(text: pd.DataFrame, path: Path) -> None:
     """Say which columns hold paths of NIfTI files, but are none of MODALITIES."""
     for column in text.columns.difference(TEXT):
         if text[column].str.contains(r"\.nii(?:\.gz)?(?:#\d+)?\s*$").any():
@@ -85,10 +239,10 @@ def _name_unknown_images(text, path):
             print(f"{path}: column '{column}' holds NIfTI files, but is no known modality, so it is not used; {hint}")
 
 
-def _require_splits(frame, path):
+def _require_splits(table: pd.DataFrame, path: Path) -> None:
     allowed = f"use {', '.join(SPLITS)} in every row, or leave the column empty in all: the lessons then draw a split."
-    filled = frame["split"] != ""
-    unknown = frame.loc[filled & ~frame["split"].isin(SPLITS), "split"]
+    filled = table["split"] != ""
+    unknown = table.loc[filled & ~table["split"].isin(SPLITS), "split"]
     if len(unknown):
         raise DataError(f"{path}: line {unknown.index[0] + 2} has the split '{unknown.iloc[0]}'; {allowed}")
     if filled.any() and not filled.all():
@@ -96,193 +250,42 @@ def _require_splits(frame, path):
         raise DataError(f"{path}: line {line} and {(~filled).sum() - 1} more have no split, others have; {allowed}")
 
 
-def _require_identity(frame, path):
+def require_identity(table: pd.DataFrame, path: Path) -> None:
+    """Raise DataError, naming `path`, unless every row has a subject and a site that can name a file."""
     for column in ("subject", "site"):
-        if column not in frame:
-            raise DataError(f"{path}: no column '{column}' among {list(frame.columns)}; add it.")
-        empty = np.flatnonzero(frame[column].astype(str) == "")
+        if column not in table:
+            raise DataError(f"{path}: no column '{column}' among {list(table.columns)}; add it.")
+        empty = np.flatnonzero(table[column].astype(str) == "")
         if empty.size:
             raise DataError(f"{path}: line {empty[0] + 2} has an empty '{column}'; fill it in.")
-        for name in frame[column].astype(str):
+        for name in table[column].astype(str):
             if UNSAFE.search(name):  # outputs are named after subject and site
                 raise DataError(f"{path}: {column} {name!r} holds '/', '\\', '..' or a control character; rename it.")
 
 
-def write_manifest(frame, path):
-    """Write a manifest CSV atomically, with its paths made relative to the CSV's folder.
-
-    Raises DataError for missing columns, repeated scans, subjects in two splits, or an unwritable file.
-    """
-    path = Path(path)
-    _require_identity(frame, path)
-    check_leaks(frame)
-    columns = [c for c in TEXT if c in frame] + [c for c in frame if c not in TEXT]
-    frame = frame[columns].copy()
-    root = Path(frame.attrs.get("root", path.parent)).resolve()
-    for column in frame.columns.intersection(MODALITIES):
-        frame[column] = [
-            Path(os.path.relpath(root / cell, path.parent.resolve())).as_posix() if cell else ""
-            for cell in frame[column]
-        ]
-    with atomic(path) as temporary:
-        frame.to_csv(temporary, index=False)
-
-
-def find_cases(folder):
-    """Find BraTS 2019 and 2020 cases at any depth and list them as a manifest, with grade HGG, LGG or "".
-
-    The site is read from the folder name (`BraTS19_<SITE>_<ID>_1`; TCIA01 to TCIA13 all become TCIA) or, for
-    `BraTS20_Training_NNN`, from name_mapping*.csv. The subject is the folder name, but for simulated sites (SIM...)
-    the ID alone, for there one subject is scanned at several sites. A missing modality leaves an empty cell.
-
-    Raises DataError where there are no cases, a case has no images, or a case is found twice.
-    """
-    folder = Path(folder)
-    cases = [p for p in sorted(folder.rglob("*")) if p.is_dir() and CASE_FOLDER.fullmatch(p.name)]
-    if not cases:
+def require_unique_scans(manifest: Manifest) -> None:
+    """Raise DataError where a (subject, site) row repeats."""
+    table = manifest.table
+    repeated = table.loc[table.duplicated(["subject", "site"]), "subject"].tolist()
+    if repeated:
         raise DataError(
-            f"{folder}: no folder named like BraTS19_CBICA_AAB_1 or BraTS20_Training_001 at any depth; "
-            "check DATA_DIR, or write a manifest.csv."
+            f"{manifest.root}: {len(repeated)} repeated (subject, site) row(s) ({some(repeated)}); keep one row a scan."
         )
-    mapping = _name_mapping(folder)
-    frame = pd.DataFrame([_case_row(case, folder, mapping) for case in cases])
-    frame.attrs["root"] = folder
-    _require_identity(frame, folder)  # sites of BraTS 2020 come from name_mapping.csv
-    _require_unique_scans(frame)
-    return frame
 
 
-def _name_mapping(folder):
-    """BraTS 2020 folder name -> (BraTS 2019 name, grade), from every name_mapping*.csv under `folder`."""
-    mapping = {}
-    for path in sorted(folder.rglob("name_mapping*.csv")):
-        try:
-            table = pd.read_csv(path, dtype=str, index_col=False).fillna("")
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{path}: not a readable CSV ({error}); use the file that comes with BraTS 2020."
-            ) from error
-        if not {"BraTS_2019_subject_ID", "BraTS_2020_subject_ID"} <= set(table.columns):
-            raise DataError(
-                f"{path}: columns {list(table.columns)} lack BraTS_2019_subject_ID or "
-                "BraTS_2020_subject_ID; use the file that comes with BraTS 2020."
-            )
-        grades = table["Grade"] if "Grade" in table else [""] * len(table)
-        names = zip(table["BraTS_2019_subject_ID"], grades, strict=True)
-        mapping |= dict(zip(table["BraTS_2020_subject_ID"], names, strict=True))
-    return mapping
-
-
-def _case_row(case, root, mapping):
-    earlier_name, grade = mapping.get(case.name, (case.name, ""))
-    match = CASE_FOLDER.fullmatch(earlier_name)
-    site = re.sub(r"^TCIA\d+$", "TCIA", match["site"]) if match else "unknown"
-    site = "unknown" if site in ("Training", "Validation") else site  # BraTS 2020 without a name mapping
-    row = {"subject": match["id"] if site.startswith("SIM") else case.name, "site": site, "split": ""}
-    for modality in MODALITIES:
-        names = [case / f"{case.name}_{modality}{ending}" for ending in (".nii.gz", ".nii")]
-        row[modality] = next((p.relative_to(root).as_posix() for p in names if p.is_file()), "")
-    if not any(row[modality] for modality in MODALITIES):
-        raise DataError(
-            f"{case}: none of {case.name}_{{{','.join(MODALITIES)}}}.nii[.gz] is there; "
-            "unpack the case again or remove the folder."
-        )
-    return row | {"grade": case.parent.name if case.parent.name in ("HGG", "LGG") else grade}
-
-
-def check_leaks(frame):
+def check_leaks(manifest: Manifest) -> None:
     """Raise DataError where a subject is in more than one split, at any sites, or a (subject, site) row repeats."""
-    _require_unique_scans(frame)
-    if "split" in frame:
-        count = frame.groupby("subject")["split"].nunique()
+    require_unique_scans(manifest)
+    if "split" in manifest.table:
+        count = manifest.table.groupby("subject")["split"].nunique()
         leaked = count.index[count > 1].tolist()
         if leaked:
             raise DataError(
-                f"{_root(frame)}: {len(leaked)} subject(s) in more than one split ({_some(leaked)}); "
+                f"{manifest.root}: {len(leaked)} subject(s) in more than one split ({some(leaked)}); "
                 "give all scans of a subject one split."
             )
 
 
-def _require_unique_scans(frame):
-    repeated = frame.loc[frame.duplicated(["subject", "site"]), "subject"].tolist()
-    if repeated:
-        raise DataError(
-            f"{_root(frame)}: {len(repeated)} repeated (subject, site) row(s) ({_some(repeated)}); keep one row a scan."
-        )
-
-
-def _root(frame):
-    return frame.attrs.get("root", "manifest")
-
-
-def _some(names):
+def some(names: list[Any]) -> str:
+    """Return the first five names as text."""
     return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
-
-
-def split_source_target(frame, source, target, n_adapt, n_tune=0, seed=0):
-    """Split two sites as in Table 1 of the slice-VAE paper: train on all of `source`, adapt to part of `target`.
-
-    `frame` is a manifest with an empty split column: a saved split (simulated data) is to be used, not remade.
-    Returns its rows of both sites with split "train" (source), "adapt" (`n_adapt` target subjects, inputs only),
-    "tune" (`n_tune`) and "test" (the rest), drawn at random per subject. The paper has n_adapt = 100, n_tune = 0.
-
-    Raises DataError for an unknown site, too few target subjects, a filled split, or a subject at both sites.
-    """
-    if (frame["split"] != "").any():
-        raise DataError(
-            f"{_root(frame)}: the split column is already filled ({_some(sorted(set(frame['split'])))}); "
-            "use that split, or empty the column first."
-        )
-    if source == target or not {source, target} <= set(frame["site"]):
-        raise DataError(
-            f"{_root(frame)}: source '{source}' and target '{target}' must be two of the sites "
-            f"{sorted(set(frame['site']))}; correct the names."
-        )
-    frame = frame[frame["site"].isin([source, target])].copy()
-    subjects = sorted(set(frame.loc[frame["site"] == target, "subject"]))
-    if n_adapt + n_tune >= len(subjects):
-        raise DataError(
-            f"{_root(frame)}: n_adapt={n_adapt} and n_tune={n_tune} leave no test subject among the "
-            f"{len(subjects)} of {target}; lower them."
-        )
-    roles = ["adapt"] * n_adapt + ["tune"] * n_tune + ["test"] * (len(subjects) - n_adapt - n_tune)
-    role = dict(zip(np.random.default_rng(seed).permutation(subjects), roles, strict=True))
-    frame["split"] = np.where(frame["site"] == source, "train", frame["subject"].map(role))
-    check_leaks(frame)
-    return frame
-
-
-def five_folds(frame, k=5, seed=0):
-    """Add a column `fold` (0 to k-1): the fold in which a subject is tested, with every site spread over all folds.
-
-    Raises DataError for fewer than k subjects at any site, which would leave a fold without that site.
-    """
-    smallest = frame.groupby("site")["subject"].nunique()
-    if smallest.min() < k:
-        raise DataError(
-            f"{_root(frame)}: site {smallest.idxmin()} has only {smallest.min()} subject(s) for {k} folds; "
-            "lower k or leave the site out."
-        )
-    frame = frame.assign(fold=-1)
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(folds.split(frame, frame["site"], frame["subject"])):
-        frame.iloc[test, frame.columns.get_loc("fold")] = fold
-    return frame
-
-
-def paper_table_1():
-    """Table 1 of the slice-VAE paper as printed, subjects per set, with what does not add up in `note`.
-
-    The paper counts 146 CBICA and 239 TCIA subjects. The labelled BraTS 2019 cases are 129 and 167; with the
-    validation cases 150 and 243: neither gives the paper's counts.
-    """
-    fine_tune = "source 0 contradicts section 4.1, which tunes the pre-trained model; Table 2 also has n = 10"
-    rows = [
-        ("CBICA -> TCIA", "Without DA", 146, "0", 139, ""),
-        ("CBICA -> TCIA", "UDA", 146, "100", 139, ""),
-        ("CBICA -> TCIA", "Supervised DA", 0, "40-100", 139, fine_tune),
-        ("TCIA -> CBICA", "Without DA", 146, "0", 46, "source should be the 239 TCIA subjects"),
-        ("TCIA -> CBICA", "UDA", 239, "100", 46, ""),
-        ("TCIA -> CBICA", "Supervised DA", 0, "40-100", 46, fine_tune),
-    ]
-    return pd.DataFrame(rows, columns=["direction", "method", "source", "adapt", "test", "note"])

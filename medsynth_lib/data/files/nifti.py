@@ -6,6 +6,7 @@ as (z, y, x): its (155, 240, 240) is (240, 240, 155) here.
 
 import gzip
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -13,22 +14,30 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.files import DataError, atomic
 
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
 TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
 
 
-def read_volume(path, labels=False):
-    """Read one 3D NIfTI file, checked, without changing its orientation; "file.nii.gz#2" is the third volume of a 4D one.
+def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaTensor:
+    """Read one 3D NIfTI file, checked, without changing its orientation.
 
-    Returns a MetaTensor (1, x, y, z), float32 in the file's units (scl_slope and scl_inter applied), whose
-    `affine` (4, 4) maps voxels to mm in RAS. With `labels`, values must be among them (True: the BraTS labels
-    0, 1, 2, 4), and an empty volume is allowed.
+    Args:
+        path: the file; "file.nii.gz#2" is the third volume of a 4D file.
+        labels: whether values are labels, and which are allowed (True: those of BraTS, 0, 1, 2, 4). Then a volume may be
+            empty.
 
-    Raises DataError for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, or a singular affine.
+    Returns:
+        MetaTensor (1, x, y, z), float32 in the file's units (scl_slope and scl_inter applied). Its `affine` (4, 4) maps
+        voxels to mm in RAS.
+
+    Raises:
+        DataError: for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, an unknown label, or a singular
+            affine.
     """
     image = read_header(path)
     affine = image.affine
@@ -57,8 +66,12 @@ def read_volume(path, labels=False):
     )
 
 
-def read_header(path):
-    """The nibabel image of a NIfTI file, its voxels still on disk: 3D, or 4D for "file.nii.gz#2"; DataError for anything else."""
+def read_header(path: Path | str) -> SpatialImage:
+    """Open a NIfTI file with its voxels still on disk: 3D, or 4D for "file.nii.gz#2".
+
+    Raises:
+        DataError: for anything else.
+    """
     file, _, number = str(path).partition("#")
     if not Path(file).is_file():
         raise DataError(f"{path}: no such file; check the path in the manifest, or download the data set again.")
@@ -89,7 +102,7 @@ def read_header(path):
     return image
 
 
-def _voxels(image, path):
+def _voxels(image: SpatialImage, path: Path | str) -> np.ndarray:
     """The scaled voxels, (x, y, z) float32 in native byte order; of a 4D file those of the volume that ``path`` names."""
     kind = image.get_data_dtype()
     if kind.kind not in "iuf":
@@ -107,53 +120,54 @@ def _voxels(image, path):
     return np.array(data.reshape(image.shape[:3]), dtype=np.float32)  # our own memory: never a map of the file
 
 
-def volume_name(volume):
-    """What errors call a volume: its file, where it came from one."""
+def volume_name(volume: torch.Tensor) -> str:
+    """Return what errors call a volume: its file, where it came from one."""
     return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
 
 
-def _truncated(path, error):
+def _truncated(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path}: the file is truncated or damaged ({error}); copy or download it again.")
 
 
-def read_case(row, modalities=("flair", "t2", "t1"), root=None, labels=True):
-    """Read one manifest row: all its modalities, checked to lie on one grid.
+def read_case(
+    scan: Scan, modalities: Iterable[str] = ("flair", "t2", "t1"), labels: bool = True
+) -> dict[str, MetaTensor]:
+    """Read one scan: its modalities, checked to lie on one grid.
 
-    `row` maps column names to paths relative to `root` (default: the folder that `read_manifest` noted in
-    `row.attrs`, else the working folder). Returns modality -> MetaTensor (1, x, y, z), float32, plus "seg"
-    where the row has one and `labels` is true.
+    Args:
+        scan: a row of a manifest.
+        modalities: what to read.
+        labels: also read "seg" where the scan has one.
 
-    Raises DataError for a missing modality and for shapes or affines (tolerance 1e-3 mm) that differ.
+    Returns:
+        Modality -> MetaTensor (1, x, y, z), float32.
+
+    Raises:
+        DataError: for a missing modality, and for shapes or affines (tolerance 1e-3 mm) that differ.
     """
-    root = Path(root if root is not None else getattr(row, "attrs", {}).get("root", "."))
-    keys = [*modalities, "seg"] if labels and _cell(row, "seg") else list(modalities)
-    for key in keys:
-        if not _cell(row, key):
-            raise DataError(
-                f"{root}: subject {row.get('subject', '?')} (site {row.get('site', '?')}) has no {key} "
-                f"file in the manifest; add it, or leave the subject out."
-            )
-    case = {key: read_volume(root / _cell(row, key), labels=key == "seg") for key in keys}
+    keys = [*modalities, "seg"] if labels and scan.has("seg") else list(modalities)
+    paths = {key: scan.path(key) for key in keys}  # a missing one is named before the others are read
+    case = {key: read_volume(path, labels=key == "seg") for key, path in paths.items()}
     first = case[keys[0]]
     for other in case.values():
         require_same_grid(first, other)
     return case
 
 
-def _cell(row, key):
-    value = row.get(key)
-    return value.strip() if isinstance(value, str) else ""  # an empty CSV cell may arrive as NaN
-
-
-def require_same_grid(first, other):
+def require_same_grid(first: MetaTensor, other: MetaTensor) -> None:
     """Raise DataError where two MetaTensors (1, x, y, z) differ in shape or affine."""
     gap = grid_gap([tuple(v.shape[1:]) for v in (first, other)], [v.affine.numpy() for v in (first, other)])
     if gap:
         raise DataError(f"{first.meta['filename_or_obj']} and {other.meta['filename_or_obj']}: {gap}")
 
 
-def grid_gap(shapes, affines):
-    """How two grids, of shapes (x, y, z) and affines (4, 4), differ, as text; None where they agree to TOLERANCE_MM."""
+def grid_gap(shapes: Sequence[tuple[int, ...]], affines: Sequence[np.ndarray]) -> str | None:
+    """Say how two grids differ; None where they agree to `TOLERANCE_MM`.
+
+    Args:
+        shapes: two shapes (x, y, z).
+        affines: two affines (4, 4) in mm.
+    """
     remedy = "resample one onto the other's grid."
     if shapes[0] != shapes[1]:
         return f"shapes {shapes[0]} and {shapes[1]} differ; {remedy}"
@@ -165,12 +179,17 @@ def grid_gap(shapes, affines):
     return f"affines {rows[0]} and {rows[1]} differ by up to {float(gap.max()):.4g} mm; {remedy}"
 
 
-def write_volume(path, array, affine, dtype="int16"):
+def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray, dtype: str = "int16") -> None:
     """Write one volume as NIfTI, atomically: the file is either whole or as it was before.
 
-    `array` is (x, y, z) or (1, x, y, z), `affine` (4, 4) in mm, RAS. Integer dtypes are rounded to the nearest.
+    Args:
+        path: a name ending in .nii or .nii.gz.
+        array: values (x, y, z) or (1, x, y, z).
+        affine: voxels to mm (4, 4), RAS.
+        dtype: of the file; an integer type rounds to the nearest.
 
-    Raises DataError for non-finite values, values an integer dtype cannot hold, and a disk that cannot be written.
+    Raises:
+        DataError: for non-finite values, values an integer type cannot hold, and a disk that cannot be written.
     """
     array, affine = np.asarray(array), np.asarray(affine, dtype=float)
     array = array[0] if array.ndim == 4 and len(array) == 1 else array
@@ -188,7 +207,7 @@ def write_volume(path, array, affine, dtype="int16"):
         nib.save(image, temporary)
 
 
-def _rounded(array, dtype, path):
+def _rounded(array: np.ndarray, dtype: np.dtype, path: Path | str) -> np.ndarray:
     rounded, limits = np.rint(array), np.iinfo(dtype)
     low, high = rounded.min(), rounded.max()
     if low < limits.min or high > limits.max:

@@ -5,7 +5,8 @@ brightest tissue. A `CubeContract` states the preparation and travels with the t
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, ResampleToMatch, Resize, SpatialCrop
 from torch.utils.data import Dataset
 
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_volume, volume_name
 from medsynth_lib.data.preparation.contract import SavedContract, require_stripped
-from medsynth_lib.data.preparation.pairs import Remembered
+from medsynth_lib.data.preparation.pairs import Remembered, Sample
 from medsynth_lib.data.preparation.volume_cache import build
 from medsynth_lib.data.simulation.fields import gaussian_blur
 from medsynth_lib.data.simulation.subject import make_subject
@@ -28,46 +30,57 @@ LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
 
 @dataclass(frozen=True)
 class CubeContract(SavedContract):
-    """The preparation of single volumes: ``modality`` "ct" or "t1", ``size`` N of the cube, and how values are scaled.
+    """The preparation of single volumes, saved beside a model's weights.
 
-    ``window`` (CT) is in HU; ``percentile`` (T1) of the brain becomes 1. Raises DataError for another modality.
+    Raises:
+        DataError: for a modality that is neither "ct" nor "t1".
     """
 
-    modality: str = "ct"
-    size: int = 64
+    modality: str = "ct"  # "ct" or "t1"
+    size: int = 64  # N, voxels along each axis of the cube
     orientation: str = "RAS"
-    window: tuple = WINDOW
-    percentile: float = 99.5
+    window: tuple = WINDOW  # of CT, HU
+    percentile: float = 99.5  # of the brain in T1; it becomes 1
 
     FIELD_TYPES: ClassVar = dict(modality=str, size=int, orientation=str, percentile=float)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.modality not in ("ct", "t1"):
             raise DataError(f"CubeContract: modality '{self.modality}' is unknown; use 'ct' or 't1'.")
         object.__setattr__(self, "window", tuple(self.window))  # YAML gives a list
 
     @property
-    def modalities(self):
+    def modalities(self) -> tuple[str]:
         """The one modality, as a `Contract` lists its own."""
         return (self.modality,)
 
 
-def prepare_cube(volume, contract):
-    """Turn a volume from `read_volume` into a network's cube.
+def prepare_cube(volume: MetaTensor, contract: CubeContract) -> MetaTensor:
+    """Turn a volume into a network's cube.
 
-    Returns a MetaTensor (1, N, N, N), float32 in [-1, 1], whose affine says where it came from: the voxels are as
-    anisotropic as the trimmed volume was. Raises DataError for a CT that is not in HU and a T1 with its skull.
+    Args:
+        volume: (1, x, y, z) of `read_volume`, CT in HU or skull-stripped T1.
+        contract: how it is prepared.
+
+    Returns:
+        (1, N, N, N), float32 in [-1, 1]. Its affine says where it came from: voxels are as anisotropic as the trimmed
+        volume was.
+
+    Raises:
+        DataError: for a CT that is not in HU and a T1 with its skull.
     """
     volume = Orientation(axcodes=contract.orientation, labels=None)(volume)
     scaled = scale_ct(volume, contract.window) if contract.modality == "ct" else scale_t1(volume, contract.percentile)
     return resize(trim(scaled), contract.size).clamp(-1, 1)  # rounding
 
 
-def scale_ct(volume, window=WINDOW):
+def scale_ct(volume: MetaTensor, window: tuple[float, float] = WINDOW) -> MetaTensor:
     """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1.
 
     Scanners fill what lies outside their field of view with -2000 or less, which the window takes for air.
-    Raises DataError where nothing of the rest is as light as lung, or nothing heavier than water.
+
+    Raises:
+        DataError: where nothing of the rest is as light as lung, or nothing heavier than water.
     """
     low, high = window
     light = (volume >= LOWEST_HU) & (volume < -500)
@@ -79,14 +92,18 @@ def scale_ct(volume, window=WINDOW):
     return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
 
 
-def to_hu(cube, window=WINDOW):
+def to_hu(cube: torch.Tensor, window: tuple[float, float] = WINDOW) -> torch.Tensor:
     """Undo `scale_ct`: [-1, 1] back to HU; what the window cut off stays cut."""
     low, high = window
     return (cube + 1) / 2 * (high - low) + low
 
 
-def scale_t1(volume, percentile=99.5):
-    """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped."""
+def scale_t1(volume: MetaTensor, percentile: float = 99.5) -> MetaTensor:
+    """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped.
+
+    Raises:
+        DataError: for a volume with its skull or with negative values.
+    """
     require_stripped(volume)
     if volume.min() < 0:
         raise DataError(
@@ -96,10 +113,11 @@ def scale_t1(volume, percentile=99.5):
     return 2 * (volume / top).clamp(max=1) - 1
 
 
-def trim(volume):
-    """Cut off the outer slices, along each axis, in which nothing but one value occurs: the blank slices of the paper.
+def trim(volume: MetaTensor) -> MetaTensor:
+    """Cut off the outer slices (1, x, y, z), along each axis, that hold a single value: the paper's blank slices.
 
-    Raises DataError where nothing is left.
+    Raises:
+        DataError: where nothing is left.
     """
     v = volume[0]
     start, stop = [], []
@@ -113,40 +131,52 @@ def trim(volume):
     return SpatialCrop(roi_start=start, roi_end=stop)(volume)
 
 
-def resize(volume, size):
-    """Resize (1, x, y, z) to (1, size, size, size): trilinear, smoothed first along axes that shrink, so that nothing aliases.
+def resize(volume: MetaTensor, size: int) -> MetaTensor:
+    """Resize (1, x, y, z) to (1, size, size, size): trilinear, after smoothing along axes that shrink.
 
-    MONAI's own smoothing takes the world outside the image for 0, which is not air here; this one weighs the voxels inside alone.
+    The smoothing prevents aliasing. MONAI's own takes the world outside the image for 0, which is not air here; this one
+    weighs the voxels inside alone.
     """
     sigma = [max(0.0, (n / size - 1) / 2) for n in volume.shape[1:]]
     smooth = MetaTensor(gaussian_blur(volume.as_tensor(), sigma), affine=volume.affine)
     return Resize([size] * 3, mode="trilinear", align_corners=False)(smooth)
 
 
-def voxel_size(cube):
-    """Voxel size (3) of a prepared cube in mm."""
+def voxel_size(cube: MetaTensor) -> np.ndarray:
+    """Return the voxel size (3) of a volume in mm."""
     return np.linalg.norm(np.asarray(cube.affine)[:3, :3], axis=0)
 
 
-class Cubes(Remembered):
-    """The volumes of a manifest's ``ct`` or ``t1`` column as cubes: "x" (1, N, N, N) in [-1, 1], "spacing" (3) in mm, "subject".
+def described(cube: MetaTensor, scan: Scan) -> Sample:
+    """Make a sample of a cube: "x" in 16-bit floats, "spacing" (3) in mm, "subject"."""
+    spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
+    return dict(x=cube.as_tensor().half(), spacing=spacing, subject=scan["subject"])
 
-    They are kept as 16-bit floats.
+
+def cube_of(scan: Scan, contract: CubeContract) -> MetaTensor:
+    """Read a scan and prepare it: (1, N, N, N) in [-1, 1]."""
+    return prepare_cube(read_volume(scan.path(contract.modality)), contract)
+
+
+class Cubes(Remembered):
+    """The volumes of a manifest's `ct` or `t1` column as cubes, kept in memory as 16-bit floats.
+
+    A sample has "x" (1, N, N, N) float32 in [-1, 1], "spacing" (3) in mm and "subject".
     """
 
-    def make(self, row):
-        cube = prepare_cube(read_volume(self.frame.attrs["root"] / row[self.contract.modality]), self.contract)
-        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
-        return dict(x=cube.as_tensor().half(), spacing=spacing, subject=row["subject"])
+    def make(self, scan: Scan) -> Sample:
+        """Read and prepare one scan."""
+        return described(cube_of(scan, self.contract), scan)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         return sample | {"x": sample["x"].float()}
 
-    def on_disk(self, folder, key, jobs=1, progress=False):
-        """The same, made once by ``jobs`` processes and then read from a sharded cache (16 bit): memory holds none of them.
+    def on_disk(self, folder: Path | str, key: str, jobs: int = 1, progress: bool = False) -> "CubesOnDisk":
+        """Make all cubes once and read them from a volume cache from then on: memory holds none of them.
 
-        ``key`` names scans and contract, as in `shards.build`, whose errors are raised.
+        Args:
+            folder, key, jobs, progress: as in `volume_cache.build`, whose errors are raised. `key` names scans and contract.
         """
         return CubesOnDisk(self, folder, key, jobs, progress)
 
@@ -154,56 +184,48 @@ class Cubes(Remembered):
 class CubesOnDisk(Dataset):
     """`Cubes` by way of `Cubes.on_disk`: 3,000 of 256^3 voxels take 100 GB."""
 
-    def __init__(self, cubes, folder, key, jobs, progress):
-        self.frame, self.contract = cubes.frame, cubes.contract
-        tasks = [(Cubes(cubes.frame.iloc[[i]], cubes.contract),) for i in range(len(cubes))]
-        self.volumes = build(stored_cube, tasks, folder, key, bits=16, jobs=jobs, progress=progress)
+    def __init__(self, cubes: Cubes, folder: Path | str, key: str, jobs: int, progress: bool):
+        self.manifest, self.contract = cubes.manifest, cubes.contract
+        tasks = [(scan, cubes.contract) for scan in cubes.manifest.scans()]
+        self.volumes = build(stored_cube, tasks, folder, key, jobs, progress)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.volumes)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Sample:
         sample = self.volumes[index]
         return sample | {"spacing": torch.tensor(sample["spacing"])}
 
 
-def stored_cube(one):
-    """The cube of a one-row `Cubes`, and what is stored beside it."""
-    sample = one.make(one.frame.iloc[0])
+def stored_cube(scan: Scan, contract: CubeContract) -> tuple[np.ndarray, dict[str, Any]]:
+    """Make the cube of one scan, and what is stored beside it."""
+    sample = described(cube_of(scan, contract), scan)
     return sample["x"].numpy(), dict(spacing=sample["spacing"].tolist(), subject=sample["subject"])
 
 
 class LabelledCubes(Cubes):
-    """Simulated T1 cubes with "labels" (1, N, N, N), uint8 index into `atlas.STRUCTURES`; the tumour, if any, is background.
+    """Simulated T1 cubes with "labels" (1, N, N, N), uint8 index into `atlas.STRUCTURES`; a tumour is background.
 
     Labels are not stored with the images: a subject is its seed, and is made once more.
     """
 
-    def make(self, row):
-        volume = read_volume(self.frame.attrs["root"] / row[self.contract.modality])
+    def make(self, scan: Scan) -> Sample:
+        """Read and prepare one scan, and simulate its labels."""
+        volume = read_volume(scan.path(self.contract.modality))
         cube = prepare_cube(volume, self.contract)
-        person = make_subject(
-            int(row["subject"]),
-            tuple(volume.shape[1:]),
-            float(voxel_size(volume)[0]),
-            "tumour-free" not in row["source"],
+        subject = make_subject(
+            int(scan["subject"]), tuple(volume.shape[1:]), float(voxel_size(volume)[0]), scan["tumour"]
         )
-        labels = MetaTensor(torch.from_numpy(person.structures())[None], affine=person.affine)
+        labels = MetaTensor(torch.from_numpy(subject.structures())[None], affine=subject.affine)
         labels = ResampleToMatch(mode="nearest", padding_mode="zeros")(labels, cube)
-        spacing = torch.tensor(voxel_size(cube), dtype=torch.float32)
-        return dict(
-            x=cube.as_tensor().half(),
-            labels=labels.as_tensor().to(torch.uint8),
-            spacing=spacing,
-            subject=row["subject"],
-        )
+        return described(cube, scan) | {"labels": labels.as_tensor().to(torch.uint8)}
 
 
 class LesionCubes(Cubes):
-    """T1 cubes with "seg" (1, N, N, N), uint8 BraTS labels of the manifest's ``seg`` column (nearest voxel)."""
+    """T1 cubes with "seg" (1, N, N, N), uint8 BraTS labels of the manifest's `seg` column (nearest voxel)."""
 
-    def make(self, row):
-        root = self.frame.attrs["root"]
-        cube = prepare_cube(read_volume(root / row[self.contract.modality]), self.contract)
-        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(read_volume(root / row["seg"]), cube)
-        return dict(x=cube.as_tensor().half(), seg=seg.as_tensor().to(torch.uint8), subject=row["subject"])
+    def make(self, scan: Scan) -> Sample:
+        """Read and prepare one scan and its labels."""
+        cube = cube_of(scan, self.contract)
+        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(read_volume(scan.path("seg")), cube)
+        return described(cube, scan) | {"seg": seg.as_tensor().to(torch.uint8)}

@@ -11,8 +11,6 @@ Others are used as their publishers give them. `brain_mask` is approximate: MNI1
 registration. A mask made by a better tool wins: <T1's name>_mask.nii.gz or _brain_mask.nii.gz beside the T1.
 """
 
-import hashlib
-import json
 from functools import cache
 from pathlib import Path
 
@@ -20,15 +18,16 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 import torch
+from monai.data import MetaTensor
 from scipy import ndimage
 
 from medsynth_lib.data.files.layouts import stem
-from medsynth_lib.data.files.manifest import MODALITIES
+from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
 from medsynth_lib.data.files.nifti import read_volume, require_same_grid, write_volume
 from medsynth_lib.data.simulation.atlas import template_path
 from medsynth_lib.data.simulation.fields import gaussian_blur, random_field
 from medsynth_lib.data.simulation.scanner import rician
-from medsynth_lib.files import DataError, atomic, cache_folder
+from medsynth_lib.files import DataError, atomic, cache_folder, content_hash, fingerprint
 from medsynth_lib.processes import run
 
 VERSION = 2  # raise when what is written changes
@@ -38,97 +37,118 @@ GAMMA = dict(flair=0.75, t1=1.35, t1ce=1.35, t2=1.25)  # of simulated_shift, and
 FWHM_MM = dict(flair=(1.2, 1.2, 3.0), t1=(1.2, 1.2, 1.5), t1ce=(1.2, 1.2, 1.5), t2=(1.2, 1.2, 3.0))
 COIL, NOISE = 0.10, 0.03
 
+Volumes = dict[str, tuple[np.ndarray, np.ndarray]]  # modality -> voxels (x, y, z) and affine (4, 4) in mm
 
-def ready_dataset(frame, jobs=1, progress=False):
-    """The manifest with every scan ready for `read_case`; what had to be made lies in the cache, once for all.
 
-    Scans that cannot be made ready are left out and listed with the reason in left_out.csv beside the result, and printed.
-    An interrupted run goes on where it stopped. Raises DataError where no scan of a data set can be made ready.
+def ready_dataset(manifest: Manifest, jobs: int = 1, progress: bool = False) -> Manifest:
+    """Make every scan ready for `read_case`; what had to be made lies in the cache, once for all.
+
+    Scans that cannot be made ready are left out. They are listed with the reason in left_out.csv beside the result, and
+    printed. An interrupted run goes on where it stopped.
+
+    Args:
+        manifest: scans with a column `dataset`.
+        jobs: worker processes.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: where no scan of a data set can be made ready.
     """
-    root = Path(frame.attrs["root"])
     parts = []
-    for name, part in frame.groupby("dataset", sort=False):
-        parts.append(made_ready(part, name, root, jobs, progress) if name in MAKERS else part)
-    frame = pd.concat(parts, ignore_index=True)
-    frame.attrs["root"] = root
-    return frame
+    for name in manifest.table["dataset"].unique():
+        part = manifest.select(dataset=name)
+        parts.append(made_ready(part, name, jobs, progress) if name in MAKERS else part.table)
+    return manifest.replace(pd.concat(parts, ignore_index=True))
 
 
-def made_ready(frame, name, root, jobs, progress):
-    """One data set's scans after its maker, as absolute paths into the cache."""
+def made_ready(manifest: Manifest, name: str, jobs: int, progress: bool) -> pd.DataFrame:
+    """Make the scans of one data set ready: their rows, with absolute paths into the cache."""
     needed = NEEDED[name]
-    lacking = frame[(frame[list(needed)] == "").any(axis=1)]
-    left_out = [(row["subject"], f"lacks one of {', '.join(needed)}") for _, row in lacking.iterrows()]
-    frame = frame.drop(lacking.index)
-    identity = [VERSION, name, [file_identity(root, row) for _, row in frame.iterrows()]]
-    folder = cache_folder("ready", f"{name}-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]}")
-    tasks = [(name, dict(row), root, folder, number) for number, (_, row) in enumerate(frame.iterrows())]
+    lacks = [not all(scan.has(modality) for modality in needed) for scan in manifest.scans()]
+    scans = [scan for scan, lacking in zip(manifest.scans(), lacks, strict=True) if not lacking]
+    left_out = [(s, f"lacks one of {', '.join(needed)}") for s in manifest.table["subject"][lacks]]
+    key = fingerprint(VERSION, name, [file_identity(scan) for scan in scans], digits=12)
+    folder = cache_folder("ready", f"{name}-{key}")
+    tasks = [(name, scan, folder, number) for number, scan in enumerate(scans)]
     rows = run(make_scan, tasks, jobs, folder, progress, f"making {name} ready")
     left_out += [row for row in rows if isinstance(row, tuple)]
     rows = [row for row in rows if isinstance(row, dict)]
     with atomic(folder / "left_out.csv") as temporary:
         pd.DataFrame(left_out, columns=["subject", "reason"]).to_csv(temporary, index=False)
     if left_out:
-        print(
-            f"{name}: {len(left_out)} scan(s) left out, such as {left_out[0][0]} ({left_out[0][1]}); all in {folder.name}"
-        )
+        subject, reason = left_out[0]
+        print(f"{name}: {len(left_out)} scan(s) left out, such as {subject} ({reason}); all in {folder.name}")
     if not rows:
-        raise DataError(f"{root}: no scan of {name} could be made ready; the reasons are in {folder / 'left_out.csv'}.")
+        list_of_reasons = folder / "left_out.csv"
+        raise DataError(
+            f"{manifest.root}: no scan of {name} could be made ready; the reasons are in {list_of_reasons}."
+        )
     return pd.DataFrame(rows)
 
 
-def file_identity(root, row):
-    """Name, size and time of a scan's files: a changed file is made ready again."""
-    identity = [row["subject"], row["site"]]
+def file_identity(scan: Scan) -> list:
+    """Return name, size and time of a scan's files: a changed file is made ready again."""
+    identity = [scan["subject"], scan["site"]]
     for modality in MODALITIES:
-        if row[modality]:
-            path = root / row[modality].partition("#")[0]
+        if scan.has(modality):
+            path = Path(str(scan.path(modality)).partition("#")[0])
             state = path.stat() if path.exists() else None  # its maker will say that it is missing
-            identity.append([row[modality], state and [state.st_size, state.st_mtime_ns]])
+            identity.append([scan[modality], state and [state.st_size, state.st_mtime_ns]])
     return identity
 
 
-def make_scan(name, row, root, folder, number):
-    """Write one scan's volumes unless they are there; its manifest row, or (subject, reason) where it cannot be done."""
-    scan = json.dumps([row["subject"], row["site"]])  # hashed: a manifest's names must not lead out of the folder
-    target = folder / hashlib.sha256(scan.encode()).hexdigest()[:12]
+def make_scan(name: str, scan: Scan, folder: Path, number: int) -> dict | tuple[str, str]:
+    """Write one scan's volumes unless they are there.
+
+    Returns:
+        Its manifest row, or (subject, reason) where it cannot be done.
+    """
+    # hashed: a manifest's names must not lead out of the folder
+    target = folder / fingerprint(scan["subject"], scan["site"], digits=12)
     if not target.exists():
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same registration everywhere
         try:
-            volumes = MAKERS[name](row, root, number)
+            volumes = MAKERS[name](scan, number)
         except DataError as error:
-            return row["subject"], str(error)
+            return scan["subject"], str(error)
         with atomic(target) as temporary:
             for modality, (array, affine) in volumes.items():
                 kind = "uint8" if modality == "seg" else "int16" if modality == "ct" else "float32"
                 write_volume(temporary / f"{modality}.nii.gz", array, affine, kind)
     written = {m: str(target / f"{m}.nii.gz") for m in MODALITIES if (target / f"{m}.nii.gz").exists()}
-    site = "MSD-shifted" if name == "msd_task01" and number % 2 else row["site"]
-    return row | dict.fromkeys(MODALITIES, "") | written | dict(site=site)
+    site = "MSD-shifted" if name == "msd_task01" and number % 2 else scan["site"]
+    return scan.cells | dict.fromkeys(MODALITIES, "") | written | dict(site=site)
 
 
-def make_msd(row, root, number):
+def make_msd(scan: Scan, number: int) -> Volumes:
     """Split the 4D file; every second subject is scanned anew by `simulated_shift`."""
-    volumes = {m: read_volume(root / row[m]) for m in ("flair", "t1", "t1ce", "t2")}
+    volumes = {m: read_volume(scan.path(m)) for m in ("flair", "t1", "t1ce", "t2")}
     affine = volumes["flair"].affine.numpy()
     arrays = {m: v[0].numpy() for m, v in volumes.items()}
     if number % 2:
         brain = np.all([a != 0 for a in arrays.values()], axis=0)
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        seed = int(hashlib.sha256(row["subject"].encode()).hexdigest()[:8], 16)
+        seed = int(content_hash(scan["subject"].encode())[:8], 16)
         arrays = {m: simulated_shift(a, brain, m, spacing, seed) for m, a in arrays.items()}
-    if row["seg"]:
-        labels = read_volume(root / row["seg"], labels=(0, 1, 2, 3))
+    if scan.has("seg"):
+        labels = read_volume(scan.path("seg"), labels=(0, 1, 2, 3))
         require_same_grid(volumes["flair"], labels)
         arrays["seg"] = np.array([0, 2, 1, 4])[labels[0].numpy().astype(int)]
     return {m: (a, affine) for m, a in arrays.items()}
 
 
-def simulated_shift(image, brain, contrast, spacing, seed):
-    """Draw an image (x, y, z) as another SIMULATED scanner might: this is not a second site, and is called simulated.
+def simulated_shift(image: np.ndarray, brain: np.ndarray, contrast: str, spacing: np.ndarray, seed: int) -> np.ndarray:
+    """Draw an image as another SIMULATED scanner might: this is not a second site, and is called simulated.
 
-    Inside ``brain``: a monotone contrast curve v^GAMMA of the image over its 99.5th percentile, a point spread of FWHM_MM,
-    a smooth coil field of log-amplitude COIL, Rician noise of NOISE; 0 outside. ``spacing`` (3) in mm.
+    Inside the brain: a monotone contrast curve v^GAMMA of the image over its 99.5th percentile, a point spread of FWHM_MM,
+    a smooth coil field of log-amplitude COIL, Rician noise of NOISE. Outside: 0.
+
+    Args:
+        image: intensities (x, y, z).
+        brain: its mask (x, y, z), boolean.
+        contrast: one of MODALITIES with an entry in GAMMA.
+        spacing: voxel size (3) in mm.
+        seed: of coil field and noise, with the contrast.
     """
     rng = np.random.default_rng([seed, MODALITIES.index(contrast)])
     top = np.percentile(image[brain], 99.5)
@@ -140,29 +160,29 @@ def simulated_shift(image, brain, contrast, spacing, seed):
     return np.where(brain, v * top, 0)
 
 
-def make_ixi(row, root, number):
-    """T1, T2 and PD on T2's grid, without skull."""
-    t1, t2, pd_ = (to_itk(read_volume(root / row[m])) for m in ("t1", "t2", "pd"))
+def make_ixi(scan: Scan, number: int) -> Volumes:
+    """Bring T1, T2 and PD to T2's grid and remove the skull."""
+    t1, t2, pd_ = (to_itk(read_volume(scan.path(m))) for m in ("t1", "t2", "pd"))
     move = register(t2, t1, sitk.Euler3DTransform())
     t1_moved = sitk.Resample(t1, t2, move, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
-    brain = given_mask(root / row["t1"], t2, move)
-    brain = brain_mask(t1_moved, row["subject"]) if brain is None else brain
+    brain = given_mask(scan.path("t1"), t2, move)
+    brain = brain_mask(t1_moved, scan["subject"]) if brain is None else brain
     images = dict(
         t1=t1_moved, t2=t2, pd=sitk.Resample(pd_, t2, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     )
     return {m: (np.where(brain, array(image), 0), affine_of(t2)) for m, image in images.items()}
 
 
-def make_gsp(row, root, number):
-    """The T1 without its skull."""
-    t1 = to_itk(read_volume(root / row["t1"]))
-    brain = given_mask(root / row["t1"], t1, sitk.Transform())
-    brain = brain_mask(t1, row["subject"]) if brain is None else brain
+def make_gsp(scan: Scan, number: int) -> Volumes:
+    """Remove the skull from the T1."""
+    t1 = to_itk(read_volume(scan.path("t1")))
+    brain = given_mask(scan.path("t1"), t1, sitk.Transform())
+    brain = brain_mask(t1, scan["subject"]) if brain is None else brain
     return {"t1": (np.where(brain, array(t1), 0), affine_of(t1))}
 
 
-def given_mask(t1_path, grid, transform):
-    """The user's own brain mask beside a T1, on another grid (boolean); None where there is none."""
+def given_mask(t1_path: Path, grid: sitk.Image, transform: sitk.Transform) -> np.ndarray | None:
+    """Read the user's own brain mask beside a T1, on another grid (boolean); None where there is none."""
     for ending in ("_mask.nii.gz", "_brain_mask.nii.gz"):
         path = t1_path.with_name(stem(t1_path) + ending)
         if path.is_file():
@@ -171,10 +191,18 @@ def given_mask(t1_path, grid, transform):
     return None
 
 
-def brain_mask(t1, name):
-    """Approximate brain (x, y, z), boolean, of a T1 head (ITK image): MNI152's mask through an affine registration.
+def brain_mask(t1: sitk.Image, name: str) -> np.ndarray:
+    """Find the approximate brain of a T1 head: MNI152's mask through an affine registration.
 
-    Raises DataError where the mask is smaller or larger than any brain.
+    Args:
+        t1: the head.
+        name: what an error calls it.
+
+    Returns:
+        The brain (x, y, z), boolean.
+
+    Raises:
+        DataError: where the mask is smaller or larger than any brain.
     """
     template, mask = template_images()
     move = register(template, t1, sitk.AffineTransform(3), sitk.BinaryDilate(mask, [2] * 3))
@@ -191,8 +219,8 @@ def brain_mask(t1, name):
 
 
 @cache
-def template_images():
-    """MNI152's T1 and brain mask as ITK images."""
+def template_images() -> tuple[sitk.Image, sitk.Image]:
+    """Return MNI152's T1 and brain mask."""
     t1 = read_volume(template_path("t1"))
     brain = ndimage.binary_fill_holes(t1[0].numpy() > 0)
     mask = sitk.Cast(to_itk(t1) > 0, sitk.sitkUInt8)
@@ -201,10 +229,24 @@ def template_images():
     return to_itk(t1), filled
 
 
-def register(fixed, moving, transform, mask=None):
-    """Register two ITK images by Mattes mutual information, coarse to fine; the transform from fixed to moving points.
+def register(
+    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, mask: sitk.Image | None = None
+) -> sitk.Transform:
+    """Register two images by Mattes mutual information, coarse to fine.
 
-    Sampled on a regular grid, so that the result repeats.
+    Samples lie on a regular grid, so that the result repeats.
+
+    Args:
+        fixed: the image whose points are mapped.
+        moving: the image that they are mapped to.
+        transform: the kind of transform.
+        mask: of the fixed image; None takes all of it.
+
+    Returns:
+        The transform from fixed to moving points.
+
+    Raises:
+        DataError: where the optimiser fails.
     """
     fixed, moving = coarse(fixed), coarse(moving)
     start = sitk.CenteredTransformInitializer(fixed, moving, transform, sitk.CenteredTransformInitializerFilter.MOMENTS)
@@ -229,14 +271,14 @@ def register(fixed, moving, transform, mask=None):
         ) from error
 
 
-def coarse(image):
-    """The image in voxels of about 2.5 mm: enough for a global registration, and thirty times faster."""
+def coarse(image: sitk.Image) -> sitk.Image:
+    """Return the image in voxels of about 2.5 mm: enough for a global registration, and thirty times faster."""
     return sitk.BinShrink(image, [max(1, int(2.6 / s)) for s in image.GetSpacing()])
 
 
-def make_lidc(row, root, number):
-    """One DICOM series as a volume in HU."""
-    folder = root / row["ct"]
+def make_lidc(scan: Scan, number: int) -> Volumes:
+    """Read one DICOM series as a volume in HU."""
+    folder = scan.path("ct")
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     if len(names) < 2:
         raise DataError(f"{folder}: {len(names)} readable DICOM slice(s); download the series again.")
@@ -254,8 +296,8 @@ def make_lidc(row, root, number):
     return {"ct": (np.clip(array(image), -1024, 3071), affine_of(image))}
 
 
-def slice_position(name):
-    """Position (mm) of a DICOM slice along its normal."""
+def slice_position(name: str) -> float:
+    """Return the position (mm) of a DICOM slice along its normal."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(name)
     reader.ReadImageInformation()
@@ -263,8 +305,8 @@ def slice_position(name):
     return float(position @ np.cross(axes[:3], axes[3:]))
 
 
-def to_itk(volume):
-    """ITK image of a (1, x, y, z) MetaTensor; world coordinates become LPS."""
+def to_itk(volume: MetaTensor) -> sitk.Image:
+    """Turn a volume (1, x, y, z) into an ITK image; world coordinates become LPS."""
     affine = LPS @ np.asarray(volume.affine, float)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.asarray(volume)[0].transpose(2, 1, 0)))
@@ -274,13 +316,13 @@ def to_itk(volume):
     return image
 
 
-def array(image):
-    """(x, y, z) array of an ITK image."""
+def array(image: sitk.Image) -> np.ndarray:
+    """Return the voxels (x, y, z) of an ITK image."""
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
-def affine_of(image):
-    """Voxel-to-RAS affine of an ITK image."""
+def affine_of(image: sitk.Image) -> np.ndarray:
+    """Return the voxel-to-RAS affine (4, 4) of an ITK image."""
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

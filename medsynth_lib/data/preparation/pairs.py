@@ -1,29 +1,38 @@
 """Prepared volumes of paired contrasts, read once and kept, and the augmentation of training samples."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset
 
+from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case
-from medsynth_lib.data.preparation.contract import prepare
+from medsynth_lib.data.preparation.contract import SavedContract, prepare
 from medsynth_lib.files import DataError
 
+Sample = dict[str, Any]  # tensors, and texts such as "subject"
 
-def augment(sample, generator, spatial=0.5, intensity=0.5):
-    """The paper's three augmentations (section 3) on a prepared sample; returns a new one.
 
-    With probability `spatial` each: rotation by 90, 180 or 270 degrees in the x-y plane (180 where X != Y), a flip of
-    each axis, on x, y, mask and seg together. With probability `intensity`: contrast (about the brain mean) and
-    brightness factors from U(0.3, 1.5] on the brain of the inputs x only, one of each a sample, clipped to [0, 1].
-    (Rows 1 and 2 of Table 2 differ in the intensity part.)
+def augment(sample: Sample, generator: torch.Generator, spatial: float = 0.5, intensity: float = 0.5) -> Sample:
+    """Apply the paper's three augmentations (section 3) to a prepared sample.
 
-    All randomness comes from `generator` (CPU), so its state is all that a resumed run needs.
-    Raises DataError for z-scored inputs: brightness is a factor only for intensities from 0.
+    Spatial: a rotation by 90, 180 or 270 degrees in the x-y plane (180 where X != Y) and a flip of each axis, on x, y, mask
+    and seg together. Intensity: contrast (about the brain mean) and brightness factors from U(0.3, 1.5] on the brain of the
+    inputs x alone, one of each a sample, clipped to [0, 1]. Rows 1 and 2 of Table 2 differ in the intensity part.
+
+    Args:
+        sample: tensors of `prepare`; it is not changed.
+        generator: on the CPU; all randomness comes from it, so a resumed run needs its state alone.
+        spatial: probability of the rotation and of each flip.
+        intensity: probability of the change of contrast and brightness.
+
+    Raises:
+        DataError: for z-scored inputs: brightness is a factor only for intensities from 0.
     """
     images = {k: v for k, v in sample.items() if isinstance(v, torch.Tensor)}
 
-    def draw():
+    def draw() -> float:
         return torch.rand((), generator=generator).item()
 
     if draw() < spatial:
@@ -39,11 +48,20 @@ def augment(sample, generator, spatial=0.5, intensity=0.5):
     return sample | images
 
 
-def adjust(x, mask, contrast, brightness):
-    """Scale the brain of inputs x (c, X, Y, Z) in [0, 1] by a contrast factor about its mean, then by a brightness.
+def adjust(x: torch.Tensor, mask: torch.Tensor, contrast: float, brightness: float) -> torch.Tensor:
+    """Scale the brain of inputs by a contrast factor about its mean, then by a brightness.
 
-    `mask` is (1, X, Y, Z) bool; outside it nothing changes. The result is clipped to [0, 1].
-    Raises DataError for negative inputs (z-scores).
+    Args:
+        x: inputs (c, X, Y, Z) in [0, 1].
+        mask: the brain (1, X, Y, Z), boolean; outside it nothing changes.
+        contrast: factor about the brain mean of each channel.
+        brightness: factor after that.
+
+    Returns:
+        The inputs, clipped to [0, 1].
+
+    Raises:
+        DataError: for negative inputs (z-scores).
     """
     if x.min() < 0:
         raise DataError(
@@ -55,40 +73,49 @@ def adjust(x, mask, contrast, brightness):
 
 
 class Remembered(Dataset):
-    """The rows of a manifest, each made into a sample by ``make(row)`` when first asked for, then kept in memory.
+    """The scans of a manifest, each made into a sample by `make(scan)` when first asked for, then kept in memory.
 
-    Raises DataError for an empty manifest.
+    Args:
+        manifest: the scans.
+        contract: how they are prepared.
+
+    Raises:
+        DataError: for an empty manifest.
     """
 
-    def __init__(self, frame, contract):
-        if frame.empty:
-            raise DataError(f"{frame.attrs.get('root', 'manifest')}: no rows are left to load; check site and split.")
-        self.frame, self.contract = frame.reset_index(drop=True), contract
-        self._cache = {}
+    def __init__(self, manifest: Manifest, contract: SavedContract):
+        if not len(manifest):
+            raise DataError(f"{manifest.root}: no rows are left to load; check site and split.")
+        self.manifest, self.contract = manifest, contract
+        self._scans, self._samples = manifest.scans(), {}
 
-    def __len__(self):
-        return len(self.frame)
+    def __len__(self) -> int:
+        return len(self._scans)
 
-    def __getitem__(self, index):
-        if index not in self._cache:
-            self._cache[index] = self.make(self.frame.iloc[index])
-        return dict(self._cache[index])
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self.make(self._scans[index])
+        return dict(self._samples[index])
 
-    def preload(self, threads=2):
-        """Read all scans now, several at a time (unpacking gzip leaves Python's lock free); returns self."""
+    def make(self, scan: Scan) -> Sample:
+        """Read and prepare one scan."""
+        raise NotImplementedError
+
+    def preload(self, threads: int = 2) -> Self:
+        """Read all scans now, several at a time (unpacking gzip leaves Python's lock free), and return the data set."""
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self.__getitem__, range(len(self))))
         return self
 
 
 class PairedVolumes(Remembered):
-    """The scans of a manifest, prepared by a contract: `prepare`'s tensors plus "subject" and "site".
+    """The scans of a manifest, prepared by a `Contract`: the tensors of `prepare` plus "subject" and "site".
 
     A float32 scan at the paper's size takes 90 MB with its labels. Give a contract with target None for adaptation, where
-    targets must not be seen. Raises `read_case`'s errors when a scan is read.
+    targets must not be seen. A scan that cannot be read raises the errors of `read_case`.
     """
 
-    def make(self, row):
-        sample = prepare(read_case(row, self.contract.modalities), self.contract)
-        return sample | {"subject": row["subject"], "site": row["site"]}
-
+    def make(self, scan: Scan) -> Sample:
+        """Read and prepare one scan."""
+        sample = prepare(read_case(scan, self.contract.modalities), self.contract)
+        return sample | {"subject": scan["subject"], "site": scan["site"]}
