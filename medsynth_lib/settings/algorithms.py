@@ -3,8 +3,10 @@
 Where a paper is silent, the default is the value of its public code. A field's comment gives its unit and its source.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, TypeVar
+
+Settings = TypeVar("Settings", bound="TrainingSettings")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class PaperCodeSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class HAGANSettings(TrainingSettings):
-    """HA-GAN as the paper prints it (section II)."""
+    """HA-GAN as the paper prints it (section II); the last three fields change no equation."""
 
     algorithm: ClassVar[str] = "hagan"
 
@@ -128,14 +130,17 @@ class HAGANSettings(TrainingSettings):
     latent: int = 1024  # length of a code Z; section II-E (section IV has 1,000)
     c: int = 32  # channels of the widest features at full resolution; public code
     fraction: float = 1 / 8  # of the volume that a sub-volume takes; section II-E: 32 of 256 slices
-    lam: float = 5.0  # lambda_1 = lambda_2 of equation 8
+    lam: float = 5.0  # lambda_1 = lambda_2 of equation 8; section II-E
     discriminator_rate: float = 4.0  # learning rate of D^H and D^L as a multiple of the others'; section II-E
-    average: float = 0.0  # decay of the generator's running mean, which samples come from; the paper: none
-    lean: bool = False  # the same mathematics in less time and memory
-    channels_last: bool = False  # memory layout of the weights
+    beta_1: float = 0.0  # of Adam; section II-E
     steps: int = 80_000  # public code
     batch_size: int = 4  # section II-E
     validate_every: int = 1000
+    average: float = (
+        0.0  # decay of the generator's running mean, which samples come from; the paper: none; public code: .999
+    )
+    lean: bool = False  # the same mathematics in less time and memory
+    channels_last: bool = False  # memory layout of the weights: channels_last_3d
 
 
 @dataclass(frozen=True)
@@ -145,9 +150,64 @@ class JointHAGANSettings(HAGANSettings):
     algorithm: ClassVar[str] = "hagan_joint"
 
     kl_weight: float = 0.02  # weight of KL(q(z | X) || N(0, I)), a sum over the code's elements
-    recovery_first: float = 0.6  # share of the steps before the adversarial training phase
-    beta_1: float = 0.5  # of Adam; section II-E: 0
-    encoder_rate: float = 0.05  # learning rate of E^G as a multiple of G's
+    recovery_first: float = 0.6  # share of the steps before the adversarial training phase; 0: no such phases
+    beta_1: float = 0.5  # section II-E: 0
+    encoder_rate: float = 0.05  # learning rate of E^G as a multiple of G's; section II-E: 1
+
+
+@dataclass(frozen=True)
+class ConditionalHAGANSettings(HAGANSettings):
+    """HA-GAN that generates volumes of a class (public code)."""
+
+    algorithm: ClassVar[str] = "hagan_conditional"
+
+    classes: int = 2  # labels 0 to classes - 1
+
+
+@dataclass(frozen=True)
+class ConditionalJointHAGANSettings(JointHAGANSettings):
+    """The joint form that generates volumes of a class."""
+
+    algorithm: ClassVar[str] = "hagan_joint_conditional"
+
+    classes: int = 2  # labels 0 to classes - 1
+
+
+@dataclass(frozen=True)
+class InformedHAGANSettings(HAGANSettings):
+    """A trained generator that goes on with an information term (discussion B of the paper; ours)."""
+
+    algorithm: ClassVar[str] = "hagan_informed"
+
+    information_weight: float = 1.0  # of the bound of the mutual information, in nats; 0: the control
+
+
+@dataclass(frozen=True)
+class WithoutLowBranchSettings(HAGANSettings):
+    """Table IV, "HA-GAN w/o low-res branch"."""
+
+    algorithm: ClassVar[str] = "hagan_without_low_branch"
+
+
+@dataclass(frozen=True)
+class WithoutEncoderSettings(HAGANSettings):
+    """Table IV, "HA-GAN w/o encoder"."""
+
+    algorithm: ClassVar[str] = "hagan_without_encoder"
+
+
+@dataclass(frozen=True)
+class DeterministicStartSettings(HAGANSettings):
+    """Table IV, "HA-GAN w/ deterministic r"."""
+
+    algorithm: ClassVar[str] = "hagan_deterministic_start"
+
+
+@dataclass(frozen=True)
+class PublicHAGANSettings(HAGANSettings):
+    """The losses of the public code, and where its sub-volumes start."""
+
+    algorithm: ClassVar[str] = "hagan_public"
 
 
 @dataclass(frozen=True)
@@ -194,6 +254,15 @@ class ProgressiveGANSettings(BaselineSettings):
     algorithm: ClassVar[str] = "Progressive GAN"
 
     width: int = 16  # ours in 3D
+
+
+def recast(settings: TrainingSettings, kind: type[Settings], **changes: object) -> Settings:
+    """Make the settings of another algorithm: fields that both have are carried over, then changed.
+
+    Example: ``recast(joint, HAGANSettings, lam=5.0)`` is the paper's HA-GAN at the size and length of the joint one.
+    """
+    shared = {f.name for f in fields(settings)} & {f.name for f in fields(kind)}
+    return kind(**{name: getattr(settings, name) for name in shared} | changes)
 
 
 def settings_class(algorithm: str) -> type[TrainingSettings]:
