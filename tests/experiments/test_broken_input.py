@@ -1,0 +1,29 @@
+"""Helpers around broken input: the voxel that is set, and the words of a refusal."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medsynth_lib.data.files.nifti import read_volume
+from medsynth_lib.experiments.broken_input import complaint, with_voxel
+
+
+def image():
+    return nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.diag([2.0, 2, 2, 1]))
+
+
+def test_one_voxel_changes_and_the_image_stays():
+    good = image()
+    broken = with_voxel(good, np.nan)
+    values = broken.get_fdata()
+    assert np.isnan(values[1, 2, 3]) and np.isnan(values).sum() == 1 and (broken.affine == good.affine).all()
+    assert good.get_fdata()[1, 2, 3] == 33
+
+
+def test_a_complaint_hides_the_folder_and_must_come(tmp_path):
+    nib.save(with_voxel(image(), np.inf), tmp_path / "bad.nii.gz")
+    nib.save(image(), tmp_path / "good.nii.gz")
+    text = complaint(tmp_path, read_volume, tmp_path / "bad.nii.gz")
+    assert text.startswith("…/bad.nii.gz") and str(tmp_path) not in text
+    with pytest.raises(AssertionError, match="read_volume"):
+        complaint(tmp_path, read_volume, tmp_path / "good.nii.gz")
