@@ -1,210 +1,171 @@
-"""HA-GAN (Sun et al., section II; Table I names the parts): a volume of S^3 voxels by way of features of (S/4)^3.
+"""HA-GAN's networks (Sun et al., section II; Table I names them): a volume of S^3 voxels by way of features of (S/4)^3.
 
-The paper's layer list is in a supplement; this one has the parameter counts of the authors' public models and of Table VIII:
-74.75, 78.67, 79.58 and 79.74 million at S = 32, 64, 128 and 256 (a variational E^G has 16.8 million more). One rule gives every
-size: features grow from 4^3 to (S/4)^3, and encoders and discriminators drop their outermost levels where S is smaller.
+The paper's layer list is in a supplement. This one has the parameter counts of the authors' public models and of Table VIII:
+74.75, 78.67, 79.58 and 79.74 million at S = 32, 64, 128 and 256. One rule gives every size: features grow from 4^3 to
+(S/4)^3, and encoders and discriminators drop their outermost levels where S is smaller.
+
+In shape comments b is the batch, s = S/4, and d the slices of a sub-volume.
 """
 
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.utils import parametrizations, parametrize
+from collections.abc import Callable
 
-SIZES = (32, 64, 128, 256, 512)
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+SIZES = (32, 64, 128, 256, 512)  # voxels along each axis; 512 is ours
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2)  # of the slices in a sub-volume, Table IX
 
 
-def require_size(size, fraction=1 / 8):
-    """Raise ValueError unless the size and the sub-volume's fraction of it are among those of the paper (and 512)."""
+def require_size(size: int, fraction: float = 1 / 8) -> None:
+    """Check the size of a volume and the sub-volume's fraction of it.
+
+    Raises: ValueError unless they are in `SIZES` and `FRACTIONS`.
+    """
     if size not in SIZES:
         raise ValueError(f"volume size {size} is not one of {SIZES}; resize the volumes")
     if fraction not in FRACTIONS:
         raise ValueError(f"sub-volume fraction {fraction} is not one of 1/8, 1/4, 1/2")
 
 
-def levels(size):
-    """Halvings from S/4 to 4 voxels: 1, 2, 3, 4, 5 for the five sizes."""
+def levels(size: int) -> int:
+    """Count the halvings from S/4 to 4 voxels: 1, 2, 3, 4, 5 for the five sizes."""
     return size.bit_length() - 5
 
 
-def norm(channels):
+def halved_to(widest: int, count: int) -> list[int]:
+    """List ``count`` widths, each twice the one before, that end at the widest."""
+    return [max(1, widest >> k) for k in reversed(range(count))]
+
+
+def norm(channels: int) -> nn.Module:
+    """Make a GroupNorm of at most 8 groups."""
     return nn.GroupNorm(min(8, channels), channels)
 
 
-def block(c_in, c_out, up=False, norm=norm):
-    """[nearest x 2,] conv3, GroupNorm, ReLU."""
+def block(c_in: int, c_out: int, up: bool = False, norm: Callable[[int], nn.Module] = norm) -> nn.Sequential:
+    """Make [nearest x 2,] conv3, norm, ReLU."""
     layers = [nn.Conv3d(c_in, c_out, 3, padding=1), norm(c_out), nn.ReLU()]
     return nn.Sequential(nn.Upsample(scale_factor=2), *layers) if up else nn.Sequential(*layers)
 
 
-def down(c_in, c_out):
-    """Strided conv4, GroupNorm, ReLU."""
+def down(c_in: int, c_out: int) -> nn.Sequential:
+    """Make a strided conv4, GroupNorm, ReLU, which halves every axis."""
     return nn.Sequential(nn.Conv3d(c_in, c_out, 4, stride=2, padding=1), norm(c_out), nn.ReLU())
 
 
-class Standard(nn.Module):
-    """Standard codes z of an encoder's own codes e = mean + root z: with mean 0 and covariance I over people, as N(0, I) has.
-
-    z is e until `settle` has taken mean and root from the drawn codes that `count` was given (a person counts at every visit,
-    each time with new noise); the covariance is shrunk a little towards a multiple of I. Codes of other people come out wider
-    where few were counted for their length (sd 1.5 for 400 of 256).
-    """
-
-    def __init__(self, latent):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(latent))
-        self.register_buffer("root", torch.eye(latent))  # lower triangular: covariance = root root^T
-        for counter, shape in {"people": (), "total": (latent,), "products": (latent, latent)}.items():
-            self.register_buffer(counter, torch.zeros(shape, dtype=torch.float64))  # a difference of large numbers
-
-    def forward(self, e):
-        return torch.linalg.solve_triangular(self.root, (e.to(self.mean) - self.mean).T, upper=False).T
-
-    def own(self, z):
-        with torch.autocast(z.device.type, enabled=False):
-            return self.mean + z.to(self.mean) @ self.root.T
-
-    @torch.no_grad()
-    def count(self, e):
-        e = e.to(self.total)
-        self.people += len(e)
-        self.total += e.sum(0)
-        self.products += e.T @ e
-
-    @torch.no_grad()
-    def settle(self):
-        mean = self.total / self.people
-        self.mean.copy_(mean)
-        covariance = self.products / self.people - torch.outer(mean, mean)
-        d = len(mean)
-        shrinkage = d / (d + 10 * self.people)
-        round_one = covariance.trace() / d * torch.eye(d).to(mean)
-        self.root.copy_(torch.linalg.cholesky(covariance.lerp(round_one, shrinkage)))
-        for counter in (self.people, self.total, self.products):
-            counter.zero_()
+# -- generator ------------------------------------------------------------------------------------------------------------
 
 
 class Common(nn.Module):
-    """G^A: codes (b, latent [+ classes]) to features A, (b, 2c, S/4, S/4, S/4). ``standard``: see `EncoderGround`."""
+    """G^A: a code Z to the features A that G^L and G^H share. Section II-A.
 
-    def __init__(self, size=256, latent=1024, c=32, classes=0, standard=False):
+    Args:
+        size: S, voxels along each axis of a volume.
+        latent: length of a code, with a one-hot class behind it where there are classes.
+        c: channels of the widest features at full resolution.
+    """
+
+    def __init__(self, size: int = 256, latent: int = 1024, c: int = 32):
         super().__init__()
         require_size(size)
-        self.first, self.latent = nn.Linear(latent + classes, 16 * c * 4**3), latent
-        self.standard = Standard(latent) if standard else None
+        self.first = nn.Linear(latent, 16 * c * 4**3)
         ups = levels(size)
         widths = [16 * c] * max(1, ups - 3) + [16 * c, 8 * c, 4 * c, 2 * c]  # one more block at 512
-        steps = zip(widths[:-1], widths[1:], strict=True)
-        self.blocks = nn.Sequential(block(16 * c, 16 * c), *(block(i, o, up=k < ups) for k, (i, o) in enumerate(steps)))
+        steps = enumerate(zip(widths[:-1], widths[1:], strict=True))
+        self.blocks = nn.Sequential(block(16 * c, 16 * c), *(block(i, o, up=k < ups) for k, (i, o) in steps))
 
-    def forward(self, z):
-        if self.standard is not None:
-            z = torch.cat([self.standard.own(z[:, : self.latent]), z[:, self.latent :]], 1)
-        return self.blocks(self.first(z).unflatten(1, (-1, 4, 4, 4)))
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.first(z).unflatten(1, (-1, 4, 4, 4))  # (b, 16c, 4, 4, 4)
+        return self.blocks(z)  # (b, 2c, s, s, s)
 
 
 class High(nn.Module):
-    """G^H: features (b, 2c, d, S/4, S/4), of all slices or of a slab, to a volume (b, 1, 4d, S, S) in [-1, 1]. Equation (3)."""
+    """G^H: features of all slices or of a sub-volume to voxels in [-1, 1]. Equation (3)."""
 
-    def __init__(self, c=32):
+    def __init__(self, c: int = 32):
         super().__init__()
         self.first = block(2 * c, c, up=True)
         self.up = nn.Upsample(scale_factor=2)
         self.last = nn.Conv3d(c, 1, 3, padding=1)
 
-    def forward(self, a):
-        return torch.tanh(self.last(self.up(self.first(a))))
+    def forward(self, a: Tensor) -> Tensor:
+        a = self.up(self.first(a))  # (b, 2c, d/4, s, s) to (b, c, d, S, S)
+        return torch.tanh(self.last(a))  # (b, 1, d, S, S)
 
 
 class Low(nn.Module):
-    """G^L: features A to the low-resolution volume (b, 1, S/4, S/4, S/4) in [-1, 1]. Equation (2)."""
+    """G^L: features A to the low-resolution volume X^L in [-1, 1]. Equation (2)."""
 
-    def __init__(self, c=32):
+    def __init__(self, c: int = 32):
         super().__init__()
         self.layers = nn.Sequential(block(2 * c, c), block(c, c // 2), nn.Conv3d(c // 2, 1, 3, padding=1))
 
-    def forward(self, a):
-        return torch.tanh(self.layers(a))
+    def forward(self, a: Tensor) -> Tensor:
+        return torch.tanh(self.layers(a))  # (b, 2c, s, s, s) to (b, 1, s, s, s)
+
+
+# -- encoder --------------------------------------------------------------------------------------------------------------
 
 
 class EncoderHigh(nn.Module):
-    """E^H: a sub-volume (b, 1, d, S, S) to its features (b, 2c, d/4, S/4, S/4)."""
+    """E^H: a sub-volume to its features. Equation (6)."""
 
-    def __init__(self, c=32):
+    def __init__(self, c: int = 32):
         super().__init__()
         self.layers = nn.Sequential(down(1, c), block(c, c), down(c, 2 * c))
 
-    def forward(self, x):
-        return self.layers(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # (b, 1, d, S, S) to (b, 2c, d/4, s, s)
 
 
 class EncoderGround(nn.Module):
-    """E^G: the features of all sub-volumes (b, 2c, S/4, S/4, S/4) to a code (b, latent).
+    """E^G: the features of all sub-volumes to a code. Equation (7). Arguments as in `Common`."""
 
-    ``variational``: to a Gaussian of codes, as the encoder of a VAE; the code is its mean, made standard (`Standard`; G^A undoes
-    that).
-    """
-
-    def __init__(self, size=256, latent=1024, c=32, variational=False):
+    def __init__(self, size: int = 256, latent: int = 1024, c: int = 32):
         super().__init__()
         require_size(size)
-        widths = [2 * c] + [max(1, 8 * c >> k) for k in reversed(range(levels(size)))]  # ... 4c, 8c
+        widths = [2 * c, *halved_to(8 * c, levels(size))]  # ... 4c, 8c
         steps = zip(widths[:-1], widths[1:], strict=True)
-        last = nn.Conv3d(8 * c, latent * (2 if variational else 1), 4)
+        last = nn.Conv3d(8 * c, latent, 4)  # made first: the order of random first weights is part of a recipe
         self.layers = nn.Sequential(*(down(i, o) for i, o in steps), last)
-        self.standard = Standard(latent) if variational else None
 
-    def forward(self, a, posterior=False):
-        """Codes; or with ``posterior``, where it is variational, mean and log variance of own codes, each (b, latent)."""
-        code = self.layers(a).flatten(1)
-        if posterior:
-            return code.chunk(2, 1)
-        return code if self.standard is None else self.standard(code.chunk(2, 1)[0])
+    def forward(self, a: Tensor) -> Tensor:
+        return self.layers(a).flatten(1)  # (b, 2c, s, s, s) to (b, latent)
 
 
-class SpectralNorm(parametrizations._SpectralNorm):
-    """torch's, but where there are no numbers, on "meta" or in the accountant, it does not iterate to begin with: that would find
-    nothing, and takes most of the time of making the networks.
-    """
-
-    def _power_method(self, weight_mat, iterations):
-        begins = iterations > self.n_power_iterations
-        if not (begins and (weight_mat.is_meta or isinstance(weight_mat, FakeTensor))):
-            super()._power_method(weight_mat, iterations)
-
-
-def spectral_norm(layer):
-    """The layer, its weight divided by its largest singular value."""
-    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
-    return layer
+# -- discriminators -------------------------------------------------------------------------------------------------------
 
 
 class DiscriminatorLow(nn.Module):
-    """D^L: low-resolution volumes (b, 1, S/4, S/4, S/4) to logits (b, 1 + classes)."""
+    """D^L: a low-resolution volume to its logit, and to one more for each class. Equation (5). Arguments as in `networks`."""
 
-    def __init__(self, size=256, c=32, classes=0):
+    def __init__(self, size: int = 256, c: int = 32, classes: int = 0):
         super().__init__()
         require_size(size)
-        widths = [1] + [max(1, 8 * c >> k) for k in reversed(range(levels(size)))]
+        widths = [1, *halved_to(8 * c, levels(size))]
         steps = zip(widths[:-1], widths[1:], strict=True)
         convolutions = [nn.Conv3d(i, o, 4, stride=2, padding=1) for i, o in steps] + [nn.Conv3d(8 * c, 1 + classes, 4)]
         self.layers = nn.ModuleList(map(spectral_norm, convolutions))
         self.activation = nn.LeakyReLU(0.2)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
-        return self.layers[-1](x).flatten(1)
+        return self.layers[-1](x).flatten(1)  # (b, 1, s, s, s) to (b, 1 + classes)
 
 
 class DiscriminatorHigh(nn.Module):
-    """D^H: a sub-volume (b, 1, S/8, S, S) and where it starts, r / (largest r), to logits (b, 1 + classes)."""
+    """D^H: a sub-volume and its place to its logit, and to one more for each class. Equation (4).
 
-    def __init__(self, size=256, fraction=1 / 8, c=32, classes=0):
+    Arguments as in `networks`.
+    """
+
+    def __init__(self, size: int = 256, fraction: float = 1 / 8, c: int = 32, classes: int = 0):
         super().__init__()
         require_size(size, fraction)
         depth, count = int(size * fraction), levels(size) + 2
-        widths = [1] + [max(1, 16 * c >> k) for k in reversed(range(count))]
+        widths = [1, *halved_to(16 * c, count)]
         convolutions = []
         for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
             kernel = 4 if depth > 4 else min(depth, 2)  # few slices are left: halve them without padding
@@ -218,25 +179,40 @@ class DiscriminatorHigh(nn.Module):
         self.last = spectral_norm(nn.Linear(2 * c, 1))
         self.label = spectral_norm(nn.Linear(2 * c, classes)) if classes else None
 
-    def forward(self, x, where):
+    def forward(self, x: Tensor, where: float) -> Tensor:
+        """Judge a sub-volume.
+
+        Args:
+            x: (b, 1, d, S, S).
+            where: r as a share of its largest value, 0 to 1.
+
+        Returns: (b, 1 + classes).
+        """
         for layer in self.layers:
             x = self.activation(layer(x))
-        x = x.flatten(1)
-        x = self.activation(self.hidden(torch.cat([x, torch.full_like(x[:, :1], where)], 1)))
+        x = x.flatten(1)  # (b, 4c)
+        x = self.activation(self.hidden(torch.cat([x, torch.full_like(x[:, :1], where)], 1)))  # (b, 2c)
         return self.last(x) if self.label is None else torch.cat([self.last(x), self.label(x)], 1)
 
 
-def networks(size=256, latent=1024, c=32, fraction=1 / 8, classes=0, variational=False):
-    """All seven by the paper's names. ``c`` 32 is the paper's width; 8 and latent 256 are a quarter of it.
+def networks(
+    size: int = 256, latent: int = 1024, c: int = 32, fraction: float = 1 / 8, classes: int = 0
+) -> dict[str, nn.Module]:
+    """Make all seven networks, by the paper's names.
 
-    ``variational``: see `EncoderGround`.
+    Args:
+        size: S, voxels along each axis of a volume; one of `SIZES`.
+        latent: length of a code; section II-E has 1024.
+        c: channels of the widest features at full resolution; the public code has 32.
+        fraction: of the slices that a sub-volume takes; one of `FRACTIONS`.
+        classes: of volumes; 0 as in section II. The public code's classes follow as a one-hot vector behind the code.
     """
     return {
-        "G^A": Common(size, latent, c, classes, standard=variational),
+        "G^A": Common(size, latent + classes, c),
         "G^L": Low(c),
         "G^H": High(c),
         "D^H": DiscriminatorHigh(size, fraction, c, classes),
         "D^L": DiscriminatorLow(size, c, classes),
         "E^H": EncoderHigh(c),
-        "E^G": EncoderGround(size, latent, c, variational),
+        "E^G": EncoderGround(size, latent, c),
     }

@@ -9,20 +9,35 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils._pytree import tree_leaves
 
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
     """Make all tensors within this block fake."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), _torch_for_fake_tensors():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
+        yield
+
+
+@contextlib.contextmanager
+def _torch_for_fake_tensors() -> Iterator[None]:
+    """Change two functions of torch itself within this block."""
+    power_method = _SpectralNorm._power_method
 
     def exchange(old, new):
         old.data = new.data
 
+    def no_warm_up(self, weight, iterations):
+        return power_method(self, weight, min(iterations, self.n_power_iterations))
+
     # `network.to(...)` swaps parameters, which torch refuses for fake ones: here they get the new one's storage.
-    swap = mock.patch.object(torch.utils, "swap_tensors", exchange)
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), swap:
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy, of parameters
+    # Spectral norm begins with 15 power iterations. They find nothing here and take most of the time of making a network.
+    with (
+        mock.patch.object(torch.utils, "swap_tensors", exchange),
+        mock.patch.object(_SpectralNorm, "_power_method", no_warm_up),
+    ):
         yield
 
 

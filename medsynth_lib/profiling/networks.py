@@ -11,6 +11,7 @@ from medsynth_lib.models.hagan_lean import fuse_up_sampling, store_less
 from medsynth_lib.profiling.fake import tensors
 from medsynth_lib.profiling.ledger import Training
 from medsynth_lib.profiling.phases import phase, updates
+from medsynth_lib.settings import settings_class
 from medsynth_lib.training.baselines import ALGORITHMS
 from medsynth_lib.training.hagan import HAGAN, PAPER
 from medsynth_lib.training.hagan_lean import SecondMomentAdam
@@ -60,8 +61,7 @@ def baseline(
         fused: up-sampling and convolution of the generator in one, as in HA-GAN's lean form.
     """
     given = {k: v for k, v in dict(latent=latent, width=width, widest=widest).items() if v is not None}
-    make = ALGORITHMS[name]
-    algorithm = make(make.published | given | dict(size=size, learning_rate=1e-4))
+    algorithm = ALGORITHMS[name](settings_class(name)(size=size, **given))
     if fused:
         fuse_up_sampling(algorithm.networks["G"])
     return algorithm

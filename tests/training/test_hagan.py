@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medsynth_lib.data.preparation.cubes import CubeContract
 from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.models import hagan as models
-from medsynth_lib.models.hagan import spectral_norm
+from medsynth_lib.models import hagan_joint
 from medsynth_lib.models.hagan_lean import make_lean
 from medsynth_lib.training import hagan
 from medsynth_lib.training.hagan import HAGAN, draw_start, select_high, select_low
@@ -312,7 +312,7 @@ def test_settled_codes_are_standard():
     codes are shrunk so much that no direction is blown up.
     """
     torch.manual_seed(0)
-    standard, mixing = models.Standard(4), torch.randn(4, 4) + 2 * torch.eye(4)
+    standard, mixing = hagan_joint.Standard(4), torch.randn(4, 4) + 2 * torch.eye(4)
     e = torch.randn(4000, 4) @ mixing.T + 5
     assert torch.equal(standard(e), e) and torch.equal(standard.own(e), e)
     for part in e.split(100):
@@ -321,7 +321,7 @@ def test_settled_codes_are_standard():
     z = standard(e)
     assert z.mean(0).abs().max() < 1e-5 and (z.T.cov() - torch.eye(4)).abs().max() < 2e-3
     assert torch.allclose(standard.own(z), e, atol=1e-4)
-    few = models.Standard(64)
+    few = hagan_joint.Standard(64)
     few.count(torch.randn(2, 64))
     few.settle()
     assert few(torch.randn(100, 64)).std() < 3
@@ -506,19 +506,3 @@ def test_precision_and_compilation_are_switches(monkeypatch):
             artefacts.train_or_load("test", recipe, data, data)
     plain, compiled = ({k for k, n in m.networks.items() if n._compiled_call_impl is not None} for m in trained)
     assert not plain and compiled == set(trained[1].optimisers)
-
-
-def test_spectral_norm_is_torch_s_and_begins_without_iterations_where_there_are_no_numbers():
-    torch.manual_seed(0)
-    ours = spectral_norm(torch.nn.Conv3d(2, 3, 3))
-    torch.manual_seed(0)
-    theirs = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv3d(2, 3, 3))
-    assert torch.equal(ours.weight, theirs.weight) and ours.state_dict().keys() == theirs.state_dict().keys()
-    assert float(torch.linalg.matrix_norm(ours.weight.detach().flatten(1), 2)) == pytest.approx(1, abs=0.05)
-    products = {}
-    for make in (spectral_norm, torch.nn.utils.parametrizations.spectral_norm):
-        with Named() as ran, torch.device("meta"):
-            make(torch.nn.Conv3d(2, 3, 3))
-        products[make] = sum("mv" in name for name in ran.names)
-    spared = products[torch.nn.utils.parametrizations.spectral_norm] - products[spectral_norm]
-    assert spared == 30  # fifteen iterations of two products
