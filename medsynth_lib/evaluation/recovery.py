@@ -20,6 +20,7 @@ from medsynth_lib.evaluation.ct import LUNG
 from medsynth_lib.evaluation.generation import distances, in_batches
 from medsynth_lib.evaluation.image import nmse, psnr, ssim_map
 from medsynth_lib.evaluation.segmentation import dice
+from medsynth_lib.evaluation.statistics import mean_with_sd, paired_t
 from medsynth_lib.training.hagan import decode_in_parts, encode, features, low_resolution, sample
 
 BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
@@ -100,6 +101,28 @@ def recovery_errors(networks: Mapping[str, nn.Module], volumes: Iterable[torch.T
     return np.array(errors)
 
 
+def recovery_summary(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Average tables of `recovery_table`, a row each; and the same with standard deviations over volumes, as text."""
+    means = pd.DataFrame({name: table.mean() for name, table in tables.items()}).T
+    digits = {name: 1 if "psnr" in name else 3 for name in means}
+    return means, pd.DataFrame({name: mean_with_sd(table, digits) for name, table in tables.items()}).T
+
+
+def compare_scores(new: pd.DataFrame, old: pd.DataFrame) -> dict[str, str]:
+    """Test whether one way to recover is better than another, as Table VI does: paired and one-sided.
+
+    Args:
+        new: of `recovery_table`.
+        old: of the same volumes.
+
+    Returns:
+        By score inside the mask, as text: the mean of ``new`` minus ``old``, and p. A small NMSE is good.
+    """
+    better = {"ssim": "greater", "nmse": "less", "psnr": "greater"}
+    tests = {score: paired_t(new[score], old[score], side) for score, side in better.items()}
+    return {score: f"{difference:+.3f}, p = {p:.2g}" for score, (difference, p) in tests.items()}
+
+
 # -- recovered volumes and bounds ----------------------------------------------------------------------------------------------
 
 
@@ -112,6 +135,11 @@ def decode_codes(networks: Mapping[str, nn.Module], z: torch.Tensor, average: bo
     """Decode codes (b, latent), four at a time, by the generator or by its running mean: (b, 1, N, N, N)."""
     prefix = "mean " if average else ""
     return in_batches(lambda v: sample(networks[f"{prefix}G^A"], networks[f"{prefix}G^H"], v), z)
+
+
+def decode_features(networks: Mapping[str, nn.Module], x: torch.Tensor, depth: int) -> torch.Tensor:
+    """Recover volumes (b, 1, N, N, N) from their features alone, sub-volume by sub-volume (equation 6)."""
+    return in_batches(lambda v: decode_in_parts(networks["G^H"], features(networks["E^H"], v, depth), depth), x)
 
 
 def recovery_and_bounds(
@@ -130,7 +158,6 @@ def recovery_and_bounds(
         Volumes (b, 1, N, N, N) by the way they came about. The running mean is left out where it recovers the same.
     """
     common, high = networks["G^A"], networks["G^H"]
-    a_hat = in_batches(lambda v: features(networks["E^H"], v, depth), x)
     found = {
         "from the code": decode_codes(networks, z),
         "from the code, in parts": in_batches(lambda v: decode_in_parts(high, common(v), depth), z),
@@ -139,8 +166,8 @@ def recovery_and_bounds(
     if not torch.allclose(averaged, found["from the code"], atol=1e-3):
         found["from the code, running mean"] = averaged
     return found | {
-        "features alone, in parts (eq. 6)": in_batches(lambda v: decode_in_parts(high, v, depth), a_hat),
-        "features alone, whole": in_batches(high, a_hat),
+        "features alone, in parts (eq. 6)": decode_features(networks, x, depth),
+        "features alone, whole": in_batches(lambda v: high(features(networks["E^H"], v, depth)), x),
         "mean training volume": train.mean(0, keepdim=True).expand_as(x),
         "nearest training volume": nearest(x, train),
         "X^L up-sampled": up_sampled(low_resolution(x)),

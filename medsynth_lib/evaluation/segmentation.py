@@ -1,8 +1,9 @@
 """What a synthetic T1 is worth to a segmenter, and what happened to the lesion in it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from scipy import ndimage
@@ -92,3 +93,39 @@ def lesion_contrast(image: ArrayLike, seg: ArrayLike, mask: ArrayLike, ring: int
     core, tumour = np.isin(seg, REGIONS["TC"]), seg > 0
     shell = ndimage.binary_dilation(tumour, iterations=ring) & ~tumour & mask.astype(bool)
     return float(image[core].mean() - image[shell].mean()) if core.any() and shell.any() else float("nan")
+
+
+def contrast_table(
+    views: Mapping[str, torch.Tensor], segs: Iterable[ArrayLike], masks: Iterable[ArrayLike]
+) -> pd.DataFrame:
+    """Take the `lesion_contrast` of several views of the same subjects.
+
+    Args:
+        views: (n, 1, x, y, z) in [-1, 1] by name; contrasts are taken on [0, 1].
+        segs: n tumour labels.
+        masks: n brains.
+
+    Returns:
+        One row a subject, one column a view, without subjects whose tumour has no core.
+    """
+    places = list(zip(segs, masks, strict=True))
+    columns = {
+        name: [lesion_contrast((v + 1) / 2, *place) for v, place in zip(volumes, places, strict=True)]
+        for name, volumes in views.items()
+    }
+    return pd.DataFrame(columns).dropna()
+
+
+def contrast_share(contrast: pd.DataFrame, patient: str, twin: str) -> pd.Series:
+    """Take the share of a tumour's contrast that each view keeps.
+
+    Args:
+        contrast: of `contrast_table`.
+        patient: the view with the tumour.
+        twin: the view of the same subjects without a tumour.
+
+    Returns:
+        By view, the slope through 0 of its contrast beyond the twin's against the patient's: 1 for the patient, 0 for the twin.
+    """
+    made = contrast.sub(contrast[twin], axis=0)
+    return made.mul(made[patient], axis=0).sum() / (made[patient] ** 2).sum()
