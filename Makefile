@@ -70,7 +70,7 @@ sweep-uda: .venv/stamp
 	$(BIN)/medsynth sweep adaptation --jobs 2
 
 sweep-vae: .venv/stamp
-	$(BIN)/medsynth sweep slice_vae --jobs 2
+	$(BIN)/medsynth sweep slice-vae --jobs 2
 
 bench: .venv/stamp
 	@mkdir -p build/bench

@@ -155,7 +155,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
         "sweep adaptation --only 'no adaptation' --jobs 2",
     )
     add.add_argument(
-        "study", choices=STUDIES, help="adaptation: lesson 04's comparison; slice_vae: lesson 03's trainings"
+        "study", choices=STUDIES, help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings"
     )
     add.add_argument("--profile", default="lesson", help="size of the study (default: %(default)s)")
     add.add_argument(
@@ -188,7 +188,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add.add_argument("--seeds", type=positive, default=3, metavar="N", help="adaptations in the ensemble (default: 3)")
 
 
-STUDIES = ("adaptation", "slice_vae")
+STUDIES = ("adaptation", "slice-vae")
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -202,10 +202,12 @@ def adapt(options: argparse.Namespace) -> int:
     """Adapt a model to one's own volumes; what does not fit is said in one line."""
     from medsynth_lib.experiments.adaptation.own_volumes import adapt_folder
     from medsynth_lib.files import DataError
+    from medsynth_lib.settings import load_settings
 
-    asked = {name: value for name, value in vars(options).items() if name not in ("command", "call")}
+    asked = {name: value for name, value in vars(options).items() if name not in ("command", "call", "profile")}
     try:
-        print(adapt_folder(**asked).round(2).to_string(index=False))
+        table = adapt_folder(settings=load_settings("04", options.profile), **asked)
+        print(table.round(2).to_string(index=False))
     except (DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from medsynth_lib.evaluation.slice_model import SliceModel, decode_volumes
-from medsynth_lib.experiments.slice_vae import short_recipe, train_short
+from medsynth_lib.experiments.slice_vae import short_settings, train_short
 from medsynth_lib.experiments.trained_models import Trained
 from medsynth_lib.models.svae import VAE, Decoder
 from medsynth_lib.settings import Lesson03Settings, SliceVAESettings
@@ -41,7 +41,7 @@ class ShortTrainings:
             The VAE on the CPU, its settings, and the last row of its history.
         """
         steps = steps or self.settings.live_steps
-        small = short_recipe(self.settings, **{"seed": self.seed} | changes)
+        small = short_settings(self.settings, **{"seed": self.seed} | changes)
         if (steps, small) not in self.done:
             vae, last = train_short(small, self.train, self.tune, steps)
             self.done[steps, small] = vae.cpu(), small, last

@@ -1,151 +1,179 @@
-"""Sweeps: tables too long for a notebook, as small cells that are run once, anywhere, and merged into one committed file.
+"""Sweeps: tables too long for a notebook, in small cells that are run once, anywhere, and merged into one committed file.
 
-A cell is one method on one direction with one seed; its table is a CSV in the cache, written at once when it is done. So a sweep
-can be stopped at any time and goes on, and several machines can share it (``--part 1/4``): what the committed file holds of the
-present settings counts as done, too. A cell that was not run is absent, and the notebook says 'not run'.
+A study states its cells as a `Sweep`. The table of a finished cell is a CSV in the cache, written at once. So a sweep can
+be stopped at any time and goes on, and several machines can share it (``--part 1/4``). What the committed file holds of the
+present settings counts as finished, too.
 """
 
-import hashlib
-import itertools
-import json
+import importlib
 import os
-import platform
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
-from medsynth_lib.data.simulation import protocol
-from medsynth_lib.experiments.adaptation import study as uda
-from medsynth_lib.experiments.lesson_data import lesson_contract, lesson_manifest
+from medsynth_lib import processes
+from medsynth_lib.experiments.computer import device_name
 from medsynth_lib.files import DataError, atomic, cache_folder
-from medsynth_lib.settings import load_settings, notebooks_folder
-from medsynth_lib.training import adaptation, pix2pix, segmentation, svae
+from medsynth_lib.settings import notebooks_folder
 
-RESULTS = "sweeps/uda.csv"  # in the notebook folder: profile lesson; other profiles are merged in the cache
-VERSIONS = tuple(module.VERSION for module in (uda, adaptation, pix2pix, segmentation, svae, protocol))
-
-
-def cell_key(settings, method):
-    """Eight hexadecimal digits that change with VERSIONS and with every setting that the method uses: nothing is mixed."""
-    unused = {"live", "sweep_seeds", "sweep_directions"} | (set() if "VAE" in method else {"svae", "svae_slice", "vae3d"})
-    used = {k: v for k, v in settings.as_dict().items() if k not in unused}
-    return hashlib.sha256(json.dumps([VERSIONS, used], sort_keys=True).encode()).hexdigest()[:8]
+STUDIES = {  # name of a study on the command line -> module that holds its `SWEEP`
+    "adaptation": "medsynth_lib.experiments.adaptation.cells",
+    "slice-vae": "medsynth_lib.experiments.slice_vae",
+}
+TEXT = {"subject": str, "key": str}  # columns whose digits are no numbers
 
 
-def cell_path(settings, method, source, target, seed):
-    """CSV of one cell in the cache."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{method}-{source}-{target}-{seed}")
-    return cache_folder("sweeps", "uda") / f"{name}-{cell_key(settings, method)}.csv"
+@dataclass(frozen=True)
+class Cell:
+    """One training or comparison, and the rows of the table that come of it."""
+
+    name: str  # for people and for its file, such as "continued training, SIMA to SIMB, seed 0"
+    key: str  # fingerprint of all that its rows depend on
+    run: Callable[[Any], pd.DataFrame]  # makes its rows of what its group opened
 
 
-def committed(settings):
-    """The committed rows that were run with these settings, by cell: {(method, source, target, seed): table}."""
-    if not (notebooks_folder() / RESULTS).exists():
-        return {}
-    groups = load().groupby(["method", "source", "target", "seed"])
-    return {cell: rows for cell, rows in groups if (rows["key"] == cell_key(settings, cell[0])).all()}
+@dataclass(frozen=True)
+class Group:
+    """Cells that one process runs one after the other, since they share what is loaded and trained for the first."""
+
+    open: Callable[[], Any]  # makes what the cells share; not called where every cell is finished
+    cells: Sequence[Cell]
 
 
-def cells(settings, only=""):
-    """(source, target, seed) -> methods, in the order of running; ``only``: comma-separated parts of methods' names."""
-    parts = [part.strip().lower() for part in only.split(",")]
-    keys = [(f"SIM{d[0]}", f"SIM{d[1]}", seed) for d, seed in itertools.product(settings.sweep_directions, settings.sweep_seeds)]
-    return {key: [m for m in uda.planned(*key[:2]) if any(part in m.lower() for part in parts)] for key in keys}
+@dataclass(frozen=True)
+class Sweep:
+    """A study's cells and their table.
+
+    Attributes:
+        table: name of the table: notebooks/sweeps/TABLE.csv.
+        groups: of a profile. What it returns is sent to other processes, so it is made of module functions and values.
+        arranged: puts the merged rows in order.
+    """
+
+    table: str
+    groups: Callable[[str], Sequence[Group]]
+    arranged: Callable[[pd.DataFrame], pd.DataFrame]
+
+    def path(self, cell: Cell) -> Path:
+        """Name the file of a finished cell in the cache."""
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", cell.name)
+        return cache_folder("sweeps", self.table) / f"{slug}-{cell.key}.csv"
+
+    def file(self, profile: str) -> Path:
+        """Name a profile's merged table: only that of profile lesson is committed."""
+        if profile == "lesson":
+            return committed_file(self.table)
+        return cache_folder("sweeps") / f"{self.table}-{profile}.csv"
+
+    def missing(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Return the cells that neither the cache nor the committed table holds."""
+        committed = set(load(self.table)["key"])
+        return [cell for cell in cells if cell.key not in committed and not self.path(cell).exists()]
+
+    def run_group(self, group: Group) -> int:
+        """Run the missing cells of a group and keep their rows in the cache; return how many were run."""
+        missing = self.missing(group.cells)
+        if not missing:
+            return 0
+        torch.set_num_threads(int(os.environ.get("MEDSYNTH_THREADS", 1)))
+        shared = group.open()
+        for cell in missing:
+            made = dict(device=device_name(), date=datetime.now(UTC).date().isoformat(), key=cell.key)
+            rows = cell.run(shared).assign(**made)
+            with atomic(self.path(cell)) as temporary:
+                rows.to_csv(temporary, index=False, float_format="%.5g")
+            print(f"{cell.name}: {len(rows)} row(s)", flush=True)
+        return len(missing)
+
+    def merge(self, profile: str) -> pd.DataFrame:
+        """Write all finished cells of a profile into its table.
+
+        Returns:
+            The table.
+
+        Raises:
+            DataError: where no cell is finished; an earlier table stays.
+        """
+        committed = load(self.table)
+        tables = [self.rows(cell, committed) for group in self.groups(profile) for cell in group.cells]
+        tables = [table for table in tables if len(table)]
+        if not tables:
+            raise DataError(f"no finished cell in {cache_folder('sweeps', self.table)}; run the sweep first.")
+        table = self.arranged(pd.concat(tables, ignore_index=True))
+        order = dict.fromkeys([*(c for c in committed if c in table), *table])  # columns stay where they were
+        with atomic(self.file(profile)) as temporary:
+            table[list(order)].to_csv(temporary, index=False)
+        return table[list(order)]
+
+    def rows(self, cell: Cell, committed: pd.DataFrame) -> pd.DataFrame:
+        """Read the rows of a cell from the cache, else from the committed table; without rows where it is not finished."""
+        path = self.path(cell)
+        return read(path) if path.exists() else committed[committed["key"] == cell.key]
 
 
-def run_group(profile, source, target, seed, methods):
-    """Run the cells of one direction and seed that are not there yet; returns how many were run."""
-    settings = load_settings("04", profile)
-    paths = {m: cell_path(settings, m, source, target, seed) for m in methods}
-    done = committed(settings)
-    todo = [m for m in methods if not paths[m].exists() and (m, source, target, seed) not in done]
-    if not todo:
-        return 0
-    torch.set_num_threads(int(os.environ.get("MEDSYNTH_THREADS", 1)))
-    lesson = SimpleNamespace(settings=settings, data_dir=None, seed=seed, notebook="04")
-    frame = lesson_manifest(lesson)
-    study = uda.Study(frame, lesson_contract(lesson, frame), settings, source, target, seed)
-    for method in todo:
-        table = uda.run_cell(study, method)
-        about = dict(device=device_name(), date=datetime.now(UTC).date().isoformat(), key=cell_key(settings, method))
-        table = table.assign(**about)
-        with atomic(paths[method]) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
-        print(
-            f"{source} -> {target}, seed {seed}: {method}: {table['psnr_t'].mean():.2f} dB, {table['seconds'][0]} s",
-            flush=True,
-        )
-    return len(todo)
+def committed_file(table: str) -> Path:
+    """Name the committed file of a table."""
+    return notebooks_folder() / "sweeps" / f"{table}.csv"
 
 
-def device_name():
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+def load(table: str) -> pd.DataFrame:
+    """Read a committed table, such as "uda" or "svae"; without rows where there is none."""
+    path = committed_file(table)
+    return read(path) if path.exists() else pd.DataFrame(columns=["key"])
 
 
-def results_file(profile):
-    """Where a profile's merged table is: only that of `lesson` is committed."""
-    return notebooks_folder() / RESULTS if profile == "lesson" else cache_folder("sweeps") / f"uda-{profile}.csv"
+def read(path: Path) -> pd.DataFrame:
+    """Read a table so that its numbers are written again as they were."""
+    return pd.read_csv(path, dtype=TEXT, float_precision="round_trip")
 
 
-def merge(settings, profile):
-    """Put all finished cells of these settings into one table, for `lesson` the one that the notebook reads; returns it."""
-    tables = committed(settings)
-    for (source, target, seed), methods in cells(settings).items():
-        for method in methods:
-            path = cell_path(settings, method, source, target, seed)
-            if path.exists():
-                tables[method, source, target, seed] = pd.read_csv(path, dtype={"subject": str, "key": str})
-    if not tables:
-        raise DataError(f"no finished cell in {cache_folder('sweeps', 'uda')}; run the sweep first.")
-    table = pd.concat(tables.values(), ignore_index=True)
-    table = table.sort_values(["source", "target", "seed", "method", "subject"])
-    path = results_file(profile)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False)
-    return table
+def open_sweep(study: str) -> Sweep:
+    """Import a study of `STUDIES` and return its sweep."""
+    return importlib.import_module(STUDIES[study]).SWEEP
 
 
-def load():
-    """The committed table of the sweep, one row a method, direction, seed and test subject."""
-    return pd.read_csv(notebooks_folder() / RESULTS, dtype={"subject": str, "key": str})
+def chosen(groups: Sequence[Group], only: str = "", part: str = "1/1") -> list[Group]:
+    """Choose groups and cells to run.
+
+    Args:
+        groups: all of a study.
+        only: comma-separated parts of cells' names; empty for all cells.
+        part: "I/N", the I-th of N shares of the groups.
+    """
+    share, shares = map(int, part.split("/"))
+    wanted = [text.strip().lower() for text in only.split(",")]
+    return [
+        Group(group.open, [cell for cell in group.cells if any(text in cell.name.lower() for text in wanted)])
+        for group in groups[share - 1 :: shares]
+    ]
 
 
-def per_seed(table):
-    """Means over test subjects: one row a method and seed, of one direction's part of the table."""
-    columns = [c for c in table.columns if pd.api.types.is_numeric_dtype(table[c]) and c not in ("seed", "steps")]
-    return table.groupby(["method", "seed"])[columns].mean()
+def run_sweep(study: str, profile: str = "lesson", only: str = "", part: str = "1/1", jobs: int = 1) -> int:
+    """Run what is missing of a study, then merge.
 
+    Args:
+        study: a key of `STUDIES`.
+        profile: size of the study.
+        only, part: as in `chosen`.
+        jobs: processes, of one thread each unless MEDSYNTH_THREADS says otherwise.
 
-def gap_closed(means, column="psnr_t", low="continued training", high="supervised, n = 10"):
-    """Share of the way from one method to another, a column a method's row: (seed by seed) (row - low) / (high - low)."""
-    values = means[column].unstack("seed")
-    return (values - values.loc[low]) / (values.loc[high] - values.loc[low])
-
-
-def in_processes(run, cells, jobs):
-    """Sum of what ``run`` returns for cells (tuples of its arguments), in several processes; None, with a word, after Ctrl-C."""
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C; finished cells stay.
+    """
+    sweep = open_sweep(study)
+    tasks = [(sweep, group) for group in chosen(sweep.groups(profile), only, part)]
+    folder = cache_folder("sweeps", sweep.table)
     try:
-        with ProcessPoolExecutor(jobs) as pool:
-            return sum(pool.map(run, *zip(*cells, strict=True)))
+        done = sum(processes.run(Sweep.run_group, tasks, jobs, folder, what="sweep", unit="group"))
     except KeyboardInterrupt:
-        print("stopped; finished cells are kept, the same command goes on", file=sys.stderr)
-        return None
-
-
-def main(arguments):
-    """Command `sweep`: run what is missing, then merge; 0, or 130 after Ctrl-C (what is done stays)."""
-    settings = load_settings("04", arguments.profile)
-    groups = list(cells(settings, arguments.only).items())
-    part, parts = map(int, arguments.part.split("/"))
-    groups = [(arguments.profile, *key, methods) for key, methods in groups[part - 1 :: parts]]
-    done = in_processes(run_group, groups, arguments.jobs)
-    if done is None:
+        print("stopped; finished cells stay, the same command goes on", file=sys.stderr)
         return 130
-    print(f"{done} cells run; {len(merge(settings, arguments.profile))} rows in {results_file(arguments.profile)}")
+    print(f"{done} cells run; {len(sweep.merge(profile))} rows in {sweep.file(profile)}")
     return 0

@@ -1,1 +1,10 @@
-"""The adaptation study of lesson 04."""
+"""The adaptation study of lesson 04: Table 2, its controls and its rivals.
+
+- `direction`: the data of one direction, such as SIMA to SIMB.
+- `sources`: the models that were trained on the source.
+- `target_style`, `target_physics`: what the target's inputs and its scanner's settings say about its appearance.
+- `study`: all of these for one seed, and how a model is adapted.
+- `methods`: every row of the comparison, by name.
+- `runner`: score a row; `cells`: the sweep over directions and seeds; `comparison`: what its table says.
+- `rescan`: simulated subjects scanned again; `own_volumes`: the method on a folder of your own.
+"""
