@@ -1,22 +1,25 @@
 """HA-GAN's networks in less time and memory, with the same mathematics: each lever beside the plain form that it equals.
 
 1. Up-sampling: nearest neighbour x 2 followed by a 3-tap convolution [a, b, c] is one transposed convolution of stride 2 with
-   the taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is not built, and every output
-   needs 8 products instead of 27; where the volume is small, 27 products for 8 outputs. (On a GPU small ones are
-   up-sampled for a moment: one large product is faster there.)
-2. Stored activations: of [convolution, GroupNorm, ReLU] only the convolution's output is kept for the backward pass; the next
-   layer's input is computed from it once more. A convolution whose weights do not learn keeps no input at all, a linear layer no
-   second copy of its weights.
+   the taps [c, b + c, a + b, a] along each axis. The up-sampled tensor, eight times the size, is not built. Every output needs
+   8 products instead of 27; where the volume is small, 27 products for 8 outputs. A GPU up-samples small volumes for a moment,
+   because one large product is faster there.
+2. Stored activations: of [convolution, GroupNorm, ReLU] only the convolution's output is kept for the backward pass. The input
+   of the next layer is computed from it once more. A convolution whose weights do not learn keeps no input at all, and a linear
+   layer no second copy of its weights.
 3. LeakyReLU writes over its input: its output tells the sign as well.
 
-Equal to rounding (tests/test_hagan_lean.py). Parameters and buffers keep their names. First derivatives only: a gradient penalty
-needs the plain form.
+Equal to rounding (tests/training/test_hagan_lean.py). Parameters and buffers keep their names. First derivatives only: a
+gradient penalty needs the plain form. In shape comments b is the batch, c and o are channels, (d, h, w) voxels.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # [a, b, c] to [c, b + c, a + b, a]
@@ -30,19 +33,20 @@ PLAIN_UP_TO, PLAIN_UP_TO_16_BIT = 8, 16  # the same on a GPU (an H200): its matr
 SMALL = 2**18  # values of a batch: so few are not worth being cut into volumes and groups
 
 
-def on_gpu(x):
+def on_gpu(x: Tensor) -> bool:
+    """Tell whether a GPU's forms are the faster ones for a tensor."""
     return x.is_cuda
 
 
-def like(constant, x):
-    """A constant in the precision and on the device of x, for which a GPU is not waited for."""
+def like(constant: Tensor, x: Tensor) -> Tensor:
+    """Return a constant in the precision and on the device of x, without waiting for a GPU."""
     return constant.to(x, non_blocking=True)
 
 
 class NormReLU(nn.GroupNorm):
-    """GroupNorm and ReLU, which keep their input alone; the output carries what makes it again, for the layer behind."""
+    """GroupNorm and ReLU, which keep their input alone. The output carries what makes it again, for the layer behind."""
 
-    def forward(self, y):
+    def forward(self, y: Tensor) -> Tensor:
         settings = self.weight, self.bias, self.num_groups, self.eps
         if not torch.is_grad_enabled():
             return norm_relu(y, *settings)[0].to(y.dtype)
@@ -53,6 +57,8 @@ class NormReLU(nn.GroupNorm):
 
 
 class NormReLUFunction(torch.autograd.Function):
+    """`norm_relu` and its gradients."""
+
     @staticmethod
     def forward(ctx, y, weight, bias, groups, eps, made):
         x, mean, scale = norm_relu(y, weight, bias, groups, eps)
@@ -71,12 +77,19 @@ class NormReLUFunction(torch.autograd.Function):
         return x.to(y.dtype), *sums, None, None, None
 
 
-def norm_relu(y, weight, bias, groups, eps, statistics=None):
-    """ReLU(GroupNorm(y)), computed in the precision of the weights, and the mean and 1 / deviation of each group (b, groups).
+def norm_relu(
+    y: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, statistics: list[Tensor] | tuple | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute ReLU(GroupNorm(y)) in the precision of the weights.
 
-    On a GPU it comes out in y's precision, with nothing larger on the way but for the statistics. Torch's own group norm sums up
-    a group in one block of threads there, which leaves most of the chip idle where volumes are large and few; ``statistics``, if
-    they are known, are not summed up again.
+    On a GPU it comes out in y's precision, and nothing larger is made on the way except the statistics. Torch's own group norm
+    sums up a group in one block of threads there, which leaves most of the chip idle where volumes are large and few.
+
+    Args:
+        y: (b, c, d, h, w).
+        statistics: mean and 1 / deviation, where they are known; a GPU does not sum them up again.
+
+    Returns: the output (b, c, d, h, w), mean and 1 / deviation of each group (b, groups).
     """
     b, c = y.shape[:2]
     if not on_gpu(y):
@@ -88,21 +101,30 @@ def norm_relu(y, weight, bias, groups, eps, statistics=None):
     return torch.addcmul(volumes(shift), y, volumes(factor), out=torch.empty_like(y)).relu_(), mean, scale
 
 
-def group_statistics(y, groups, eps):
-    """Mean and 1 / deviation of each group, (b, groups)."""
+def group_statistics(y: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Return mean and 1 / deviation of each group, (b, groups)."""
     variance, mean = torch.var_mean(y.unflatten(1, (groups, -1)), (2, 3, 4, 5), correction=0)
     return mean, (variance + eps).rsqrt()
 
 
-def volumes(per_channel):
-    """(b, c) as (b, c, 1, 1, 1)."""
+def volumes(per_channel: Tensor) -> Tensor:
+    """View (b, c) as (b, c, 1, 1, 1)."""
     return per_channel[..., None, None, None]
 
 
-def by_groups(grad, x, y, weight, mean, scale, groups, needs):
-    """Gradients of y (in the place of x), weight and bias, one group of one volume at a time, so that little is made on the way.
+def by_groups(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, groups: int, needs: list[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Compute the gradients of `norm_relu`, one group of one volume at a time, so that little is made on the way.
 
-    Where all is little anyway, all at once; a volume at once where its layout (channels_last_3d) scatters a group.
+    Where all is little anyway, all at once. A volume at once where its layout (channels_last_3d) scatters a group.
+
+    Args:
+        grad: of the output x (b, c, d, h, w), whose place the gradient of y takes.
+        mean, scale: statistics, (b, groups).
+        needs: which gradients are wanted: of y, weight and bias.
+
+    Returns: gradients of y, weight and bias.
     """
     voxels = y[0, 0].numel()
     sums = [torch.zeros_like(weight) if needed else None for needed in needs[1:]]
@@ -111,7 +133,7 @@ def by_groups(grad, x, y, weight, mean, scale, groups, needs):
     at_once = 1 if y.is_contiguous() and not small else groups
     channels = y.shape[1] // groups * at_once
     for i, j in np.ndindex(len(y) // n, groups // at_once):
-        v, s, g = slice(i * n, (i + 1) * n), slice(j * channels, (j + 1) * channels), slice(j * at_once, (j + 1) * at_once)
+        v, s, g = (slice(k * length, (k + 1) * length) for k, length in ((i, n), (j, channels), (j, at_once)))
         part = x[v, s]  # the gradient takes the place of the output, whose sign is ReLU's derivative
         one = part.sign_().mul_(grad[v, s]), y[v, s].to(weight.dtype)
         statistics = mean[v, g].contiguous(), scale[v, g].contiguous()
@@ -124,10 +146,16 @@ def by_groups(grad, x, y, weight, mean, scale, groups, needs):
     return x, *sums
 
 
-def in_few_steps(grad, x, y, weight, mean, scale, groups, needs):
-    r"""The same for a GPU, in few large steps. With g = grad where x > 0, $\hat y$ = (y - mean) scale and n values in a group,
+def in_few_steps(
+    grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, groups: int, needs: list[bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    r"""Compute the gradients of `norm_relu` in few large steps, for a GPU; arguments and result as in `by_groups`.
 
-    dL/dy = scale (w g - (sum of w g) / n - $\hat y$ (sum of w g $\hat y$) / n): a factor on g, one on y, and a constant.
+    With g = grad where x > 0, $\hat y$ = (y - mean) scale and n values in a group,
+
+        dL/dy = scale (w g - (sum of w g) / n - $\hat y$ (sum of w g $\hat y$) / n):
+
+    a factor on g, one on y, and a constant.
     """
     g = x.sign_().mul_(grad)
     per_group, single = y.shape[1] // groups, weight.dtype
@@ -152,18 +180,18 @@ def in_few_steps(grad, x, y, weight, mean, scale, groups, needs):
 class Conv3d(nn.Conv3d):
     """A convolution that keeps its input only where its weights learn, and then in the shortest form."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.bias, Direct(self.stride, self.padding))
 
 
 class UpConv3d(nn.Conv3d):
     """nearest x 2, then conv3, with the same parameters; the up-sampled tensor is not kept."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.bias, self.form(x))
 
-    def form(self, x):
-        """The fastest form for an input of this size on its device."""
+    def form(self, x: Tensor) -> "Direct | Products":
+        """Choose the fastest form for an input of this size on its device."""
         size, strides = x.shape[-1], ((2, 2, 2), (1, 1, 1))
         if on_gpu(x):
             half = x.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cuda")
@@ -175,20 +203,22 @@ class UpConv3d(nn.Conv3d):
         return Phases(*strides) if size >= PHASES_FROM else Transposed(*strides)
 
 
-def convolve(x, weight, bias, form):
-    """A convolution in one of the forms below, in autocast's precision where that is on."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, form: "Direct | Products") -> Tensor:
+    """Convolve in one of the forms below, in autocast's precision where that is on."""
     source, before, x = getattr(x, "source", None), x.dtype, as_in_autocast(x)
     return ConvolveFunction.apply(x, weight, bias, form, source if x.dtype == before else None)
 
 
-def as_in_autocast(x):
-    """x in autocast's precision where that is on."""
+def as_in_autocast(x: Tensor) -> Tensor:
+    """Return x in autocast's precision where that is on."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return x.to(torch.get_autocast_dtype(device)) if on and x.dtype != torch.float64 else x
 
 
 class ConvolveFunction(torch.autograd.Function):
+    """A convolution in one form, whose input is made again from a `NormReLU`'s input where there is one (``source``)."""
+
     @staticmethod
     def forward(ctx, x, weight, bias, form, source):
         kept, ctx.settings, ctx.made = (x,), (), None
@@ -217,13 +247,15 @@ class ConvolveFunction(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """A linear layer that keeps its weights once: not a copy in autocast's precision as well, half as large as they are."""
+    """A linear layer that keeps its weights once, without a copy in autocast's precision."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return LinearFunction.apply(as_in_autocast(x), self.weight, self.bias)
 
 
 class LinearFunction(torch.autograd.Function):
+    """x W^T + b and its gradients."""
+
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
@@ -243,23 +275,25 @@ class LinearFunction(torch.autograd.Function):
 
 
 class Direct:
-    """A convolution as it is."""
+    """A convolution as it is. Each form computes an output and, from the output's gradient, the gradients of its inputs."""
 
     transposed = False
 
-    def __init__(self, stride, padding):
+    def __init__(self, stride: tuple[int, ...], padding: tuple[int, ...]):
         self.geometry = stride, padding, (1, 1, 1), self.transposed, (0, 0, 0), 1
 
-    def forward(self, x, weight, bias):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve x (b, c, d, h, w) with weights (o, c, k, k, k)."""
         return torch.convolution(x, weight.to(x.dtype), bias, *self.geometry)
 
-    def backward(self, grad, x, weight, needs):
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight and bias, each where it is needed."""
         weight = weight.to(grad.dtype)
         return torch.ops.aten.convolution_backward(grad, x, weight, [grad.shape[1]], *self.geometry, needs)
 
 
 class Plain(Direct):
-    """nearest x 2 and conv3 as they are, but for the up-sampled tensor, which is not kept."""
+    """nearest x 2 and conv3 as they are; the up-sampled tensor is not kept."""
 
     def forward(self, x, weight, bias):
         with torch.autocast(x.device.type, enabled=False):  # it would make the largest tensor in single precision
@@ -272,11 +306,12 @@ class Plain(Direct):
 
 
 class Transposed(Direct):
-    """nearest x 2 and conv3 as a transposed convolution; weights (out, in, 3, 3, 3) become (in, out, 4, 4, 4)."""
+    """nearest x 2 and conv3 as a transposed convolution."""
 
     transposed = True
 
-    def expand(self, weight):
+    def expand(self, weight: Tensor) -> Tensor:
+        """Turn weights (o, c, 3, 3, 3) into (c, o, 4, 4, 4)."""
         return (weight.flatten(2) @ like(EXPAND, weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
 
     def forward(self, x, weight, bias):
@@ -290,9 +325,10 @@ class Transposed(Direct):
 
 
 class Phases(Transposed):
-    """The same; forward as one convolution with 2 taps an axis, whose channels hold the 8 phases of the output: every voxel of x
-    sees [a, b + c] of what is before and itself, [a + b, c] of itself and what is after. Faster where x is large, or if a
-    single channel comes out.
+    """The same, forward as one convolution with 2 taps an axis, whose channels hold the 8 phases of the output.
+
+    Every voxel of x sees [a, b + c] of what is before and itself, [a + b, c] of itself and what is after. This is faster where x
+    is large, or if a single channel comes out.
     """
 
     def forward(self, x, weight, bias):
@@ -306,7 +342,9 @@ class Phases(Transposed):
 
 
 class Products:
-    """nearest x 2 and conv3 in three products for two outputs. With s = a + b + c, along each axis
+    """nearest x 2 and conv3 in three products for two outputs.
+
+    With s = a + b + c, along each axis
 
         y[2i]     = a (x[i-1] - x[i]) + s x[i]
         y[2i + 1] = c (x[i+1] - x[i]) + s x[i]
@@ -314,17 +352,18 @@ class Products:
     so 27 products for 8 outputs in 3D instead of 64. The rest are additions, which only pay where x is small.
     """
 
-    def forward(self, x, weight, bias):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Convolve x (b, c, d, h, w) with weights (o, c, 3, 3, 3)."""
         v = differences(x)
-        return pairs(
-            (v.flatten(3, 6).flatten(0, 2) @ self.taps(weight.to(x.dtype))).view(*v.shape[:-1], -1)
-        ) + bias.view(-1, 1, 1, 1)
+        products = v.flatten(3, 6).flatten(0, 2) @ self.taps(weight.to(x.dtype))  # (27, b d h w, o)
+        return pairs(products.view(*v.shape[:-1], -1)) + bias.view(-1, 1, 1, 1)
 
-    def taps(self, weight):
-        """(out, in, 3, 3, 3) to (27, in, out)."""
+    def taps(self, weight: Tensor) -> Tensor:
+        """Turn weights (o, c, 3, 3, 3) into (27, c, o)."""
         return (weight.flatten(2) @ SUMS.to(weight).T).permute(2, 1, 0)
 
-    def backward(self, grad, x, weight, needs):
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, weight and bias, each where it is needed."""
         g, taps_grad = pairs_adjoint(grad), None
         sizes, g = g.shape[:-1], g.flatten(3, 6).flatten(0, 2)
         if needs[1]:
@@ -335,36 +374,38 @@ class Products:
         return x if needs[0] else None, taps_grad, grad.sum((0, 2, 3, 4)) if needs[2] else None
 
 
-def shifted(x, by, axis):
-    """x moved by one along an axis, with zeros coming in."""
+def shifted(x: Tensor, by: int, axis: int) -> Tensor:
+    """Move x by one (1 or -1) along an axis; zeros come in."""
     x = x.roll(by, axis)
     x.select(axis, 0 if by > 0 else -1).zero_()
     return x
 
 
-def differences(x):
-    """x (b, c, d, h, w) to (3, 3, 3, b, d, h, w, c): along each axis before - x, x, and after - x."""
+def differences(x: Tensor) -> Tensor:
+    """Turn x (b, c, d, h, w) into (3, 3, 3, b, d, h, w, c): along each axis before - x, x, and after - x."""
     x = x.movedim(1, -1)
     for axis in (-2, -3, -4):
         x = torch.stack([shifted(x, 1, axis) - x, x, shifted(x, -1, axis) - x])
     return x
 
 
-def differences_adjoint(g):
+def differences_adjoint(g: Tensor) -> Tensor:
+    """Apply the transpose of `differences`."""
     for axis in (-4, -3, -2):
         before, same, after = g
         g = same - before - after + shifted(before, -1, axis) + shifted(after, 1, axis)
     return g.movedim(-1, 1).contiguous()
 
 
-def pairs(y):
-    """Products (3, 3, 3, b, d, h, w, c) to (b, c, 2d, 2h, 2w): even voxels are sums of the first two, odd ones of the last."""
+def pairs(y: Tensor) -> Tensor:
+    """Add products (3, 3, 3, b, d, h, w, o) to (b, o, 2d, 2h, 2w): the first two for even voxels, the last two for odd ones."""
     for _ in range(3):
         y = torch.stack([y[0] + y[1], y[1] + y[2]], 2)  # the next axis comes first
     return y.permute(3, 7, 4, 0, 5, 1, 6, 2).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def pairs_adjoint(g):
+def pairs_adjoint(g: Tensor) -> Tensor:
+    """Apply the transpose of `pairs`."""
     for axis in (4, 3, 2):
         g = g.unflatten(axis, (-1, 2))
     g = g.permute(3, 5, 7, 0, 2, 4, 6, 1)
@@ -374,7 +415,7 @@ def pairs_adjoint(g):
 
 
 class ForkFunction(torch.autograd.Function):
-    """Features A for G^L, and some slices of them for G^H: the gradient of the slices is added where it belongs."""
+    """Features A for G^L and some slices of them for G^H; the gradient of the slices is added where it belongs."""
 
     @staticmethod
     def forward(ctx, a, start, stop):
@@ -388,48 +429,48 @@ class ForkFunction(torch.autograd.Function):
         return a_grad, None, None
 
 
-def fork(a, start, stop):
-    """A and A[:, :, start:stop], whose backward pass has one tensor of A's size."""
+def fork(a: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return A and A[:, :, start:stop], whose backward pass has one tensor of A's size."""
     whole, part = ForkFunction.apply(a, start, stop)
     if hasattr(a, "source"):
         whole.source = a.source
     return whole, part
 
 
-def make_lean(network):
-    """Replace, in place, layers with their lean forms; names, parameters and buffers stay as they are."""
+def make_lean(network: nn.Module) -> None:
+    """Replace layers with their lean forms, in place; names, parameters and buffers stay as they are."""
     fuse_up_sampling(network)
     store_less(network)
 
 
-def neighbours(network):
-    """Pairs of modules in a row: (parent, name of the first, first, name of the second, second)."""
+def neighbours(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any, str, Any]]:
+    """Yield pairs of modules in a row: (parent, name of the first, first, name of the second, second)."""
     for parent in list(network.modules()):
         children = list(parent.named_children())
         for (name, first), (after, second) in zip(children[:-1], children[1:], strict=True):
             yield parent, name, first, after, second
 
 
-def ordinary(module):
-    """Whether a module is a Conv3d or Linear that the lean ones equal: with a bias; not grouped, not dilated, zeros around."""
+def ordinary(module: nn.Module) -> bool:
+    """Tell whether the lean forms equal a module: a Linear or Conv3d with a bias; not grouped, not dilated, zeros around."""
     if type(module) is nn.Linear:
         return module.bias is not None
     usual = type(module) is nn.Conv3d and module.bias is not None and not isinstance(module.padding, str)
     return usual and (module.groups, module.dilation, module.padding_mode) == (1, (1, 1, 1), "zeros")
 
 
-def fuse_up_sampling(network):
-    """Lever 1, in place, wherever a 3-tap convolution follows on nearest x 2."""
-    ones = (1, 1, 1)
+def fuse_up_sampling(network: nn.Module) -> None:
+    """Apply lever 1, in place, wherever a 3-tap convolution follows on nearest x 2."""
+    three_taps = (3, 3, 3), (1, 1, 1), (1, 1, 1)  # kernel, stride, padding
     for parent, name, first, _, second in neighbours(network):
         doubles = isinstance(first, nn.Upsample) and (first.mode, first.scale_factor) == ("nearest", 2)
-        if doubles and ordinary(second) and (second.kernel_size, second.stride, second.padding) == ((3, 3, 3), ones, ones):
+        if doubles and ordinary(second) and (second.kernel_size, second.stride, second.padding) == three_taps:
             setattr(parent, name, nn.Identity())
             second.__class__ = UpConv3d
 
 
-def store_less(network):
-    """Levers 2 and 3, in place."""
+def store_less(network: nn.Module) -> None:
+    """Apply levers 2 and 3, in place."""
     for parent, _, first, after, second in neighbours(network):
         if type(first) is nn.GroupNorm and isinstance(second, nn.ReLU):
             setattr(parent, after, nn.Identity())
