@@ -42,6 +42,22 @@ class Results:
         self._rows[place : place + 1] = [row]
         self._write()
 
+    def record_measured(
+        self, name: str, value: Any, unit: str = "", paper: float | None = None, note: str = ""
+    ) -> None:
+        """Store a measured number, or "not run" where nothing could be measured; the note then says so.
+
+        Args:
+            name: such as "ct/monotonicity/lung".
+            value: a number; not finite where nothing could be measured.
+            unit: such as "SD/SD".
+            paper: the paper's own number, or None.
+            note: one line.
+        """
+        value = float(value)
+        known = math.isfinite(value)
+        self.record(name, value if known else "not run", unit, paper, note if known else f"run, not measurable: {note}")
+
     def figure(self, fig: "Figure", caption: str) -> None:
         """Save a matplotlib figure as main.png, the picture of this notebook in the report."""
         with atomic(self.path.parent / "main.png") as temporary:

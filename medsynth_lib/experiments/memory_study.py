@@ -110,6 +110,14 @@ def driver_memory(rows: pd.DataFrame, steps: Steps, size: int, share: float = PA
     return np.nan if step is None else 1024 * step["driver"] - running_mean(steps.report("HA-GAN", size))
 
 
+def written_bytes(rows: pd.DataFrame, steps: Steps, sizes: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Take what HA-GAN's step needed in `written_run`, in bytes, by size; nothing for other widths or another batch."""
+    if (steps.narrower, steps.batch) != (1, 2):
+        return {}
+    found = {size: written_step(rows, size, steps.batch) for size in sizes}
+    return {size: {way: step[way] * GIB for way in ("allocated", "reserved", "driver")} for size, step in found.items()}
+
+
 def against_estimate(rows: pd.DataFrame, steps: Steps, estimated: pd.DataFrame) -> pd.DataFrame:
     """Hold what a card needed against the planner's estimate, without HA-GAN's running mean.
 
@@ -234,11 +242,3 @@ def power_law(table: pd.DataFrame, quantity: str) -> pd.Series:
             for use, part in table.groupby("use", sort=False)
         }
     )
-
-
-def measured_rows(rows: pd.DataFrame, steps: Steps, sizes: Sequence[int]) -> dict[int, pd.Series]:
-    """Read the bytes of HA-GAN's step from `written_run`, by size; empty for other widths or another batch."""
-    if (steps.narrower, steps.batch) != (1, 2):
-        return {}
-    columns = ["allocated", "reserved", "driver"]
-    return {size: written_step(rows, size, 2)[columns].astype(float) * GIB for size in sizes if size <= 256}

@@ -160,6 +160,15 @@ def test_a_result_must_be_a_number(tmp_path, value):
     assert json.loads((tmp_path / "results.json").read_text())["results"] == []
 
 
+def test_what_could_not_be_measured_is_not_run_and_says_so(tmp_path):
+    results = Results(tmp_path / "results.json")
+    results.record_measured("a/slope", np.float32(1.5), "SD/SD", 1.0, "of six starts")
+    results.record_measured("a/nothing", float("nan"), "SD/SD", note="of six starts")
+    one, two = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert one == {"name": "a/slope", "value": 1.5, "unit": "SD/SD", "paper": 1.0, "note": "of six starts"}
+    assert (two["value"], two["note"]) == ("not run", "run, not measurable: of six starts")
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     results = Results(tmp_path / "results.json")
     results.record("a", 1)
