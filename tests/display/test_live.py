@@ -1,6 +1,7 @@
 """With a live kernel and nobody asking for headless: the static picture and the sliders, and the sliders redraw."""
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 CODE = """
@@ -20,6 +21,7 @@ print(before, [w.description for w in sliders])
 """
 
 
+@pytest.mark.slow
 def test_live_kernel_gets_sliders_below_the_static_picture(tmp_path, monkeypatch):
     monkeypatch.delenv("MEDSYNTH_HEADLESS", raising=False)
     cells = [nbformat.v4.new_code_cell(text) for text in (CODE, MOVE)]
