@@ -50,9 +50,9 @@ def test_commands_with_a_command_line_of_their_own_get_all_words(monkeypatch):
 
 
 def test_data_runs_the_downloader():
-    done = call("-m", "medsynth_lib", "data", "list")
+    done = call("-m", "medsynth_lib.cli", "data", "list")
     assert done.returncode == 0 and "ixi" in done.stdout
-    assert call("-m", "medsynth_lib", "data", "describe", "nothing").returncode == 1
+    assert call("-m", "medsynth_lib.cli", "data", "describe", "nothing").returncode == 1
 
 
 def test_options_reach_the_function(monkeypatch):
