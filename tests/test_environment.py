@@ -89,3 +89,9 @@ def test_no_number_is_still_to_be_filled_in():
     pages = [*REPO.glob("*.md"), *REPO.glob("data_download/*.md"), *REPO.glob("notebooks/*.ipynb")]
     left = {path.name: re.findall(r"@[A-Z]+\d*@", path.read_text(encoding="utf-8")) for path in pages}
     assert not {name: found for name, found in left.items() if found}
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"] and len(citation["references"]) == 2
+    assert f"## {PROJECT['version']}" in (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
