@@ -29,7 +29,7 @@ def noisy(volumes: torch.Tensor, sigma: float, seed: int = 0) -> torch.Tensor:
 
 
 def slab_shifted(volumes: torch.Tensor, voxels: int, depth: int) -> torch.Tensor:
-    """Shift the middle slab of ``depth`` slices along the second axis: what a torn body looks like."""
+    """Shift the middle slab of ``depth`` slices along the second axis, as in a torn body."""
     start = (volumes.shape[2] - depth) // 2
     shifted = volumes.clone()
     shifted[:, :, start : start + depth] = volumes[:, :, start : start + depth].roll(voxels, 3)
@@ -43,19 +43,24 @@ def with_copies(volumes: torch.Tensor, share: float, training: torch.Tensor) -> 
 
 
 def without_mode(volumes: torch.Tensor, share: float, factor: Sequence[float]) -> torch.Tensor:
-    """Drop the share of volumes with the largest ``factor`` and repeat the others in their place."""
+    """Drop the share of volumes with the largest ``factor``; others are repeated instead."""
     order = np.argsort(np.asarray(factor), kind="stable")
     kept = order[: len(order) - round(share * len(order))]
     return volumes[np.resize(kept, len(order))]
 
 
 def other_contrast(volumes: torch.Tensor, strength: float) -> torch.Tensor:
-    """Raise intensities to the power 1 + ``strength``, as another scanner's contrast would; black and white stay."""
+    """Raise intensities to the power 1 + ``strength``: a contrast of another scanner.
+
+    Black and white stay.
+    """
     return 2 * ((volumes + 1) / 2).clip(0, 1) ** (1 + strength) - 1
 
 
 def smaller_structure(volumes: torch.Tensor, share: float, labels: torch.Tensor, label: int) -> torch.Tensor:
-    """Shrink a structure's volume by a share, towards its centre; the tissue around it is stretched to follow.
+    """Shrink a structure's volume by a share, towards its centre.
+
+    The tissue around it is stretched to follow.
 
     Args:
         volumes: (n, 1, N, N, N).
@@ -69,7 +74,10 @@ def smaller_structure(volumes: torch.Tensor, share: float, labels: torch.Tensor,
 
 
 def _shrunk(volume: torch.Tensor, inside: torch.Tensor, share: float) -> torch.Tensor:
-    """One volume (1, 1, N, N, N), resampled about the structure's centre; the change fades out at twice its radius."""
+    """Resample a volume (1, 1, N, N, N) about the centre of a structure.
+
+    The change fades out at twice the structure's radius.
+    """
     where = inside.nonzero().double()
     if len(where) == 0:
         return volume

@@ -42,7 +42,9 @@ class Score:
 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
-    r"""Measure $|\mu_1 - \mu_2|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1 C_2)^{1/2})$ between Gaussians fitted to two sets.
+    r"""Measure the Frechet distance between Gaussians fitted to two sets.
+
+    It is $|\mu_1 - \mu_2|^2 + \mathrm{tr}(C_1 + C_2 - 2 (C_1 C_2)^{1/2})$.
 
     The trace of the root is the sum of the singular values of $A_1^T A_2$, where $C = A A^T$. It exists for singular
     covariances, too, and needs no complex numbers.
@@ -65,7 +67,7 @@ def _gaussian(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_bandwidth(real: np.ndarray) -> float:
-    """Find the median distance between different real volumes: the usual bandwidth of a Gaussian kernel."""
+    """Find the median distance between different volumes, a usual bandwidth of a Gaussian kernel."""
     return float(np.median(cdist(real, real)[np.triu_indices(len(real), 1)]))
 
 
@@ -80,12 +82,15 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def squared_mmd(kernel: Callable, real: np.ndarray, fake: np.ndarray) -> float:
-    """Estimate the squared maximum mean discrepancy without bias: 0 in the mean for equal distributions, so also below 0."""
+    """Estimate the squared maximum mean discrepancy without bias.
+
+    It is 0 in the mean for equal distributions, so single values lie below 0, too.
+    """
     return _mmd_of_gram(kernel(np.concatenate([real, fake]), np.concatenate([real, fake])), len(real))
 
 
 def mmd_p_value(kernel: Callable, real: np.ndarray, fake: np.ndarray, permutations: int = 999, seed: int = 0) -> float:
-    """Find the share of random relabellings whose squared MMD is at least as large: a permutation test.
+    """Test the squared MMD by permutation: how many relabellings reach its value?
 
     Returns: p in (0, 1]; its smallest value is 1 / (permutations + 1).
     """

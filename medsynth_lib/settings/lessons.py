@@ -19,8 +19,8 @@ Counts = dict[str, int]  # split (train, tune, test, adapt) -> subjects
 Shape = tuple[int, int, int]  # voxels along x, y and z
 
 
-def per(**values):
-    """A default of a field whose value is a dictionary: frozen dataclasses share no mutable object."""
+def per(**values: int) -> dict[str, int]:
+    """Make the default of a field whose value is a dictionary; no two objects share it."""
     return field(default_factory=lambda: dict(values))
 
 

@@ -118,7 +118,7 @@ def _is_number_as_text(old: Any, new: Any) -> bool:
 
 
 def _sections(notebook: str, profile: str, folder: Path) -> list[tuple[str, Mapping]]:
-    """Sections of a profile's file that name a lesson, in the file's order, each with a name for error messages."""
+    """Sections of a profile's file that name a lesson, with a name for error messages."""
     path = folder / f"{profile}.yaml"
     if profile == BASE and not path.is_file():
         return []
