@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from data_download import lookalike
 from medsynth_lib.data.files.layouts import LAYOUTS, find, open_dataset, recognise
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_case, read_volume, write_volume
 from medsynth_lib.data.preparation import harmonise as ready
 from medsynth_lib.files import DataError
@@ -40,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 def test_ixi_sites_and_a_missing_modality(tmp_path):
     touch(tmp_path, *(f"IXI-{m}/IXI012-HH-1211-{m}.nii.gz" for m in ("T1", "T2", "PD")))
     touch(tmp_path, "IXI-T1/IXI013-Guys-0700-T1.nii.gz", "IXI-T1/._IXI013-Guys-0700-T1.nii.gz", "IXI-T1/notes.txt")
-    frame = find("ixi", tmp_path)
+    frame = find("ixi", tmp_path).table
     assert frame[["subject", "site"]].values.tolist() == [["IXI012", "HH"], ["IXI013", "Guys"]]
     assert frame["pd"].tolist() == ["IXI-PD/IXI012-HH-1211-PD.nii.gz", ""] and (frame["dataset"] == "ixi").all()
 
@@ -50,9 +51,9 @@ def test_upenn_takes_the_first_visit_and_hand_made_labels(tmp_path):
     touch(tmp_path, *(f"{case}{m}.nii.gz" for m in ("FLAIR", "T1", "T1GD", "T2")))
     touch(tmp_path, "images_structural/UPENN-GBM-00002_21/UPENN-GBM-00002_21_T1.nii.gz")
     touch(tmp_path, "automated_segm/UPENN-GBM-00002_11_automated_approx_segm.nii.gz")
-    assert find("upenn_gbm", tmp_path)["seg"].item().startswith("automated_segm/")
+    assert find("upenn_gbm", tmp_path).table["seg"].item().startswith("automated_segm/")
     touch(tmp_path, "images_segm/UPENN-GBM-00002_11_segm.nii.gz")
-    frame = find("upenn_gbm", tmp_path)
+    frame = find("upenn_gbm", tmp_path).table
     assert len(frame) == 1 and frame["seg"].item() == "images_segm/UPENN-GBM-00002_11_segm.nii.gz"
     assert frame["t1ce"].item().endswith("_T1GD.nii.gz")
 
@@ -61,26 +62,26 @@ def test_ucsf_leaves_out_follow_ups_and_other_sequences(tmp_path):
     for case in ("UCSF-PDGM-0004", "UCSF-PDGM-0409_FU001d"):
         names = ("FLAIR", "T1", "T1c", "T2", "tumor_segmentation", "ADC", "brain_segmentation")
         touch(tmp_path, *(f"{case}_nifti/{case}_{m}.nii.gz" for m in names))
-    frame = find("ucsf_pdgm", tmp_path)
+    frame = find("ucsf_pdgm", tmp_path).table
     assert frame["subject"].tolist() == ["UCSF-PDGM-0004"] and frame["seg"].item().endswith("tumor_segmentation.nii.gz")
 
 
 def test_msd_cells_point_into_the_4d_file(tmp_path):
     touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz", "imagesTs/BRATS_485.nii.gz")
-    frame = find("msd_task01", tmp_path)
+    frame = find("msd_task01", tmp_path).table
     assert frame["t2"].tolist() == ["imagesTr/BRATS_001.nii.gz#3", "imagesTs/BRATS_485.nii.gz#3"]
     assert frame["seg"].tolist() == ["labelsTr/BRATS_001.nii.gz", ""]
 
 
 def test_gsp_takes_the_first_session(tmp_path):
     touch(tmp_path, *(f"Sub0001_Ses{s}/Sub0001_Ses{s}_Scan_01_ANAT1.nii.gz" for s in (1, 2)))
-    assert find("gsp", tmp_path)["t1"].tolist() == ["Sub0001_Ses1/Sub0001_Ses1_Scan_01_ANAT1.nii.gz"]
+    assert find("gsp", tmp_path).table["t1"].tolist() == ["Sub0001_Ses1/Sub0001_Ses1_Scan_01_ANAT1.nii.gz"]
 
 
 def test_copdgene_joins_its_table(tmp_path):
     touch(tmp_path, "10005Q/10005Q_INSP_STD_NJC_COPD.nii.gz", "10006R/10006R_INSP_STD_UIA_COPD.nii.gz")
     (tmp_path / "phenotypes.txt").write_text("sid\tFEV1pp_utah\tFEV1_FVC_utah\tother\n10005Q\t81.5\t0.71\tx\n")
-    frame = find("copdgene", tmp_path)
+    frame = find("copdgene", tmp_path).table
     assert frame["site"].tolist() == ["NJC", "UIA"] and frame["fev1pp"].iloc[0] == 81.5 and "other" not in frame
 
 
@@ -88,21 +89,22 @@ def test_lidc_takes_the_largest_ct_series(tmp_path):
     study = "lidc_idri/LIDC-IDRI-0001/1.2.3"
     touch(tmp_path, *(f"{study}/CT_1.1/{i}.dcm" for i in range(3)), *(f"{study}/CT_1.2/{i}.dcm" for i in range(5)))
     touch(tmp_path, *(f"{study}/DX_1.3/{i}.dcm" for i in range(9)))
-    assert find("lidc", tmp_path)["ct"].tolist() == [f"{study}/CT_1.2"]
+    assert find("lidc", tmp_path).table["ct"].tolist() == [f"{study}/CT_1.2"]
 
 
 def test_two_sets_side_by_side(tmp_path):
     touch(tmp_path, "a/UPENN-GBM-00002_11_T1.nii.gz", "b/UCSF-PDGM-0004_T1.nii.gz")
-    frame = recognise(tmp_path)
+    manifest = recognise(tmp_path)
+    frame = manifest.table
     assert sorted(zip(frame["dataset"], frame["site"], strict=True)) == [("ucsf_pdgm", "UCSF"), ("upenn_gbm", "UPENN")]
-    assert frame.attrs["root"] == tmp_path and not frame.isna().any().any()
+    assert manifest.root == tmp_path and not frame.isna().any().any()
 
 
 def test_brats_years_are_told_apart(tmp_path):
     for name in ("BraTS19_CBICA_AAB_1", "BraTS20_Training_001"):
         touch(tmp_path, f"x/{name}/{name}_t1.nii.gz")
-    assert find("brats2019", tmp_path)["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
-    assert find("brats2020", tmp_path)["subject"].tolist() == ["BraTS20_Training_001"]
+    assert find("brats2019", tmp_path).table["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
+    assert find("brats2020", tmp_path).table["subject"].tolist() == ["BraTS20_Training_001"]
 
 
 def test_nothing_known_says_what_is_looked_for(tmp_path):
@@ -124,7 +126,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
 def test_a_manifest_wins_and_is_called_own(tmp_path):
     touch(tmp_path, "Sub0001_Ses1_Scan_01_ANAT1.nii.gz")
     (tmp_path / "manifest.csv").write_text("subject,site,t1\np1,Basel,p1.nii.gz\n")
-    frame = open_dataset(tmp_path)
+    frame = open_dataset(tmp_path).table
     assert (
         frame["dataset"].tolist() == ["own"] and frame["ct"].tolist() == [""] and frame["t1"].tolist() == ["p1.nii.gz"]
     )
@@ -148,8 +150,8 @@ def test_one_volume_of_a_4d_file(tmp_path):
 
 def test_unprepared_sets_come_back_as_they_are(tmp_path, cache):
     touch(tmp_path / "d", "UCSF-PDGM-0004_T1.nii.gz")
-    frame = recognise(tmp_path / "d")
-    pd.testing.assert_frame_equal(ready.ready_dataset(frame), frame)
+    manifest = recognise(tmp_path / "d")
+    pd.testing.assert_frame_equal(ready.ready_dataset(manifest).table, manifest.table)
 
 
 def small_msd(root, n=2):
@@ -167,12 +169,12 @@ def small_msd(root, n=2):
 
 def test_msd_is_split_relabelled_and_every_second_subject_shifted(tmp_path, cache):
     brain = small_msd(tmp_path / "d")
-    frame = ready.ready_dataset(recognise(tmp_path / "d"))
-    assert frame["site"].tolist() == ["MSD", "MSD-shifted"]
-    for i, row in frame.iterrows():
+    manifest = ready.ready_dataset(recognise(tmp_path / "d"))
+    assert manifest.table["site"].tolist() == ["MSD", "MSD-shifted"]
+    for i, scan in enumerate(manifest.scans()):
         four = nib.load(tmp_path / "d" / "imagesTr" / f"BRATS_00{i + 1}.nii.gz").get_fdata()
         labels = nib.load(tmp_path / "d" / "labelsTr" / f"BRATS_00{i + 1}.nii.gz").get_fdata()
-        case = read_case(row, ("flair", "t1", "t1ce", "t2"), root=frame.attrs["root"])
+        case = read_case(scan, ("flair", "t1", "t1ce", "t2"))
         for k, modality in enumerate(("flair", "t1", "t1ce", "t2")):
             same = np.allclose(case[modality][0].numpy(), four[..., k])
             assert same == (i == 0) and (case[modality][0].numpy()[~brain] == 0).all()
@@ -182,34 +184,34 @@ def test_msd_is_split_relabelled_and_every_second_subject_shifted(tmp_path, cach
 
 def test_ready_goes_on_after_an_interruption_and_is_done_once(tmp_path, cache, monkeypatch):
     small_msd(tmp_path / "d")
-    frame, made, maker = recognise(tmp_path / "d"), [], ready.MAKERS["msd_task01"]
+    manifest, made, maker = recognise(tmp_path / "d"), [], ready.MAKERS["msd_task01"]
 
-    def counted(row, root, number):
+    def counted(scan, number):
         made.append(number)
         if made == [0, 1]:
             raise KeyboardInterrupt
-        return maker(row, root, number)
+        return maker(scan, number)
 
     monkeypatch.setitem(ready.MAKERS, "msd_task01", counted)
     with pytest.raises(KeyboardInterrupt):
-        ready.ready_dataset(frame)
-    first = ready.ready_dataset(frame)
+        ready.ready_dataset(manifest)
+    first = ready.ready_dataset(manifest).table
     assert made == [0, 1, 1]  # the first subject was not made again
-    assert ready.ready_dataset(frame).equals(first) and made == [0, 1, 1]
+    assert ready.ready_dataset(manifest).table.equals(first) and made == [0, 1, 1]
 
 
 def test_a_changed_file_is_made_ready_again(tmp_path, cache):
     small_msd(tmp_path / "d")
-    first = ready.ready_dataset(recognise(tmp_path / "d"))
+    first = ready.ready_dataset(recognise(tmp_path / "d")).table
     os.utime(tmp_path / "d" / "imagesTr" / "BRATS_001.nii.gz", (1, 1))
-    assert ready.ready_dataset(recognise(tmp_path / "d"))["t1"][0] != first["t1"][0]
+    assert ready.ready_dataset(recognise(tmp_path / "d")).table["t1"][0] != first["t1"][0]
 
 
 def test_scans_that_cannot_be_made_ready_are_listed(tmp_path, cache, capsys):
     small_msd(tmp_path / "d")
     path = tmp_path / "d" / "imagesTr" / "BRATS_002.nii.gz"
     path.write_bytes(path.read_bytes()[:200])
-    frame = ready.ready_dataset(recognise(tmp_path / "d"))
+    frame = ready.ready_dataset(recognise(tmp_path / "d")).table
     assert frame["subject"].tolist() == ["BRATS_001"] and "BRATS_002" in capsys.readouterr().out
     (listed,) = (tmp_path / "cache").rglob("left_out.csv")
     assert "truncated" in pd.read_csv(listed).set_index("subject")["reason"]["BRATS_002"]
@@ -224,7 +226,7 @@ def test_a_bad_label_leaves_out_one_subject(tmp_path, cache, change, capsys):
     path = tmp_path / "d" / "labelsTr" / "BRATS_002.nii.gz"
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
-    frame = recognise(tmp_path / "d")
+    manifest = recognise(tmp_path / "d")
     if change == "cut":
         path.write_bytes(path.read_bytes()[:-20])
     elif change == "missing":
@@ -232,17 +234,21 @@ def test_a_bad_label_leaves_out_one_subject(tmp_path, cache, change, capsys):
     else:
         affine = image.affine + np.outer([change == "other grid", 0, 0, 0], [0, 0, 0, 1])  # 1 mm aside
         nib.save(nib.Nifti1Image(labels + (3 if change == "unknown" else 0), affine), path)
-    assert ready.ready_dataset(frame)["subject"].tolist() == ["BRATS_001"]
-    reason = {"cut": "truncated", "other grid": "differ", "unknown": "unknown labels", "missing": "no such file"}[change]
+    assert ready.ready_dataset(manifest).table["subject"].tolist() == ["BRATS_001"]
+    reason = {"cut": "truncated", "other grid": "differ", "unknown": "unknown labels", "missing": "no such file"}[
+        change
+    ]
     assert "BRATS_002" in (printed := capsys.readouterr().out) and reason in printed
 
 
-@pytest.mark.parametrize("subject, site", [("../../../../evil", "X"), ("{root}/evil", "X"), ("s", "a/../../../../../evil")])
+@pytest.mark.parametrize(
+    "subject, site", [("../../../../evil", "X"), ("{root}/evil", "X"), ("s", "a/../../../../../evil")]
+)
 def test_names_of_a_manifest_never_lead_out_of_the_cache(tmp_path, cache, subject, site):
-    """Even where the manifest's own check were gone: a frame made by hand comes this way, too."""
+    """Even where the manifest's own check were gone: a manifest made by hand comes this way, too."""
     small_msd(tmp_path / "d")
-    frame = recognise(tmp_path / "d").assign(subject=[subject.format(root=tmp_path), "other"], site=site)
-    made = ready.ready_dataset(frame)
+    manifest = recognise(tmp_path / "d").assign(subject=[subject.format(root=tmp_path), "other"], site=site)
+    made = ready.ready_dataset(manifest).table
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "d"]
     for cell in made["t1"]:
         assert Path(cell).resolve().is_relative_to((tmp_path / "cache" / "ready").resolve())
@@ -295,7 +301,8 @@ def test_your_own_mask_wins(moved_head, tmp_path):
     mask = np.zeros(t1.shape[1:])
     mask[40:80, 40:80, 20:50] = 1
     write_volume(tmp_path / "Sub0001_Ses1_Scan_01_ANAT1_mask.nii.gz", mask, t1.affine, "uint8")
-    array, _ = ready.make_gsp({"t1": "Sub0001_Ses1_Scan_01_ANAT1.nii.gz", "subject": "s"}, tmp_path, 0)["t1"]
+    scan = Scan({"t1": "Sub0001_Ses1_Scan_01_ANAT1.nii.gz", "subject": "s"}, tmp_path)
+    array, _ = ready.make_gsp(scan, 0)["t1"]
     assert (array[mask == 0] == 0).all() and (array[mask == 1] != 0).mean() > 0.5
 
 
@@ -312,7 +319,7 @@ def test_dicom_series_in_any_file_order_becomes_hu(tmp_path, cache):
     lookalike.dicom(
         tmp_path / "d" / "LIDC-IDRI-0001" / "1.2.3" / "CT_1.2.3.1", hu, affine, "LIDC-IDRI-0001", "1.2.3", "CT"
     )
-    frame = ready.ready_dataset(recognise(tmp_path / "d"))
+    frame = ready.ready_dataset(recognise(tmp_path / "d")).table
     read = read_volume(frame["ct"][0])
     assert np.array_equal(read[0].numpy(), hu) and np.allclose(read.affine, affine, atol=1e-4)
 
@@ -335,7 +342,7 @@ def test_a_dicom_slice_without_orientation_leaves_out_one_patient(tmp_path, cach
         lookalike.dicom(series, np.zeros((8, 8, 9)) + np.arange(9), np.diag([-1.0, -1, 2, 1]), person, "1.2.3", "CT")
     for path in series.iterdir():  # of the second patient
         path.write_bytes(path.read_bytes().replace(b"\x20\x00\x37\x00", b"\x20\x00\x38\x00"))  # (0020,0037) gone
-    assert ready.ready_dataset(recognise(tmp_path / "d"))["subject"].tolist() == ["LIDC-IDRI-0001"]
+    assert ready.ready_dataset(recognise(tmp_path / "d")).table["subject"].tolist() == ["LIDC-IDRI-0001"]
     assert "LIDC-IDRI-0002" in (printed := capsys.readouterr().out) and "DICOM" in printed
 
 
@@ -349,7 +356,7 @@ def test_every_layout_has_a_lookalike():
 def test_a_lookalike_says_that_it_is_simulated(tmp_path):
     folder = lookalike.write("copdgene", tmp_path / "c")
     assert "simulated" in (folder / "SIMULATED.txt").read_text()
-    frame = recognise(folder)
+    frame = recognise(folder).table
     header = nib.load(folder / frame["ct"][0]).header
     assert len(frame) == 6 and b"simulated" in header["descrip"].item() and (frame["fev1pp"] > 0).all()
     with pytest.raises(DataError, match="is there already"):

@@ -2,28 +2,23 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.layouts import open_dataset
-from medsynth_lib.data.files.manifest import (
-    check_leaks,
-    find_cases,
-    five_folds,
-    paper_table_1,
-    read_manifest,
-    split_source_target,
-    write_manifest,
-)
-from medsynth_lib.data.files.nifti import DataError
+from medsynth_lib.data.files.manifest import Manifest, Scan, check_leaks
+from medsynth_lib.data.files.splits import five_folds, paper_table_1, split_source_target
+from medsynth_lib.files import DataError, content_hash, fingerprint
 
 
 def scans(**per_site):
-    """A frame with so many subjects a site, subjects named by site."""
+    """A manifest with so many subjects a site, subjects named by site."""
     rows = [{"subject": f"{site}{i:03}", "site": site, "split": ""} for site, n in per_site.items() for i in range(n)]
-    return pd.DataFrame(rows)
+    return Manifest(pd.DataFrame(rows), Path("folder"))
 
 
 def make_brats(folder, name, modalities=("flair", "t1", "t1ce", "t2", "seg"), ending=".nii.gz"):
@@ -37,25 +32,26 @@ def make_brats(folder, name, modalities=("flair", "t1", "t1ce", "t2", "seg"), en
 
 
 def test_round_trip_keeps_text_and_numbers(tmp_path):
-    frame = scans(A=2).assign(subject=["007", "NA"], flair=["x/f.nii", ""], vent_ml=[17.5, np.nan], split="train")
-    write_manifest(frame, tmp_path / "manifest.csv")
-    back = read_manifest(tmp_path / "manifest.csv")
-    assert list(back.columns) == ["subject", "site", "split", "flair", "vent_ml"]
-    assert back["subject"].tolist() == ["007", "NA"] and back["flair"].tolist() == ["x/f.nii", ""]
-    assert back["vent_ml"][0] == 17.5 and np.isnan(back["vent_ml"][1])
-    assert back.attrs["root"] == tmp_path and back.iloc[1].attrs["root"] == tmp_path
+    columns = dict(subject=["007", "NA"], flair=["x/f.nii", ""], vent_ml=[17.5, np.nan], split="train")
+    Manifest(scans(A=2).table.assign(**columns), tmp_path).write(tmp_path / "manifest.csv")
+    back = Manifest.read(tmp_path / "manifest.csv")
+    table = back.table
+    assert list(table.columns) == ["subject", "site", "split", "flair", "vent_ml"]
+    assert table["subject"].tolist() == ["007", "NA"] and table["flair"].tolist() == ["x/f.nii", ""]
+    assert table["vent_ml"][0] == 17.5 and np.isnan(table["vent_ml"][1])
+    assert back.root == tmp_path and back.scans()[0].path("flair") == tmp_path / "x" / "f.nii"
 
 
 def test_missing_split_column_is_empty(tmp_path):
     (tmp_path / "m.csv").write_text("subject,site\n1,A\n")
-    assert read_manifest(tmp_path / "m.csv").loc[0].to_dict() == {"subject": "1", "site": "A", "split": ""}
+    assert Manifest.read(tmp_path / "m.csv").scans()[0].cells == {"subject": "1", "site": "A", "split": ""}
 
 
 def test_paths_follow_a_manifest_to_another_folder(tmp_path):
     make_brats(tmp_path / "data", "BraTS19_CBICA_AAB_1")
-    write_manifest(find_cases(tmp_path / "data"), tmp_path / "lists" / "manifest.csv")
-    back = read_manifest(tmp_path / "lists" / "manifest.csv")
-    assert back["flair"][0].startswith("..") and (back.attrs["root"] / back["flair"][0]).is_file()
+    find_cases(tmp_path / "data").write(tmp_path / "lists" / "manifest.csv")
+    (scan,) = Manifest.read(tmp_path / "lists" / "manifest.csv").scans()
+    assert scan["flair"].startswith("..") and scan.path("flair").is_file()
 
 
 @pytest.mark.parametrize(
@@ -82,20 +78,20 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
 def test_bad_manifests(tmp_path, text, words):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(DataError) as caught:
-        read_manifest(tmp_path / "m.csv")
+        Manifest.read(tmp_path / "m.csv")
     assert all(word in str(caught.value) for word in [str(tmp_path), *words])
 
 
 def test_known_columns_may_be_written_in_any_case(tmp_path, capsys):
     (tmp_path / "m.csv").write_text("Subject, SITE,FLAIR,T1,Age\n007,NA,f.nii,t.nii,5\n")
-    frame = read_manifest(tmp_path / "m.csv")
-    assert frame.loc[0].to_dict() == dict(subject="007", site="NA", split="", flair="f.nii", t1="t.nii", Age=5)
+    (scan,) = Manifest.read(tmp_path / "m.csv").scans()
+    assert scan.cells == dict(subject="007", site="NA", split="", flair="f.nii", t1="t.nii", Age=5)
     assert capsys.readouterr().out == ""
 
 
 def test_a_column_of_images_that_is_no_modality_is_named(tmp_path, capsys):
     (tmp_path / "m.csv").write_text("subject,site,T2_FLAIR,dwi,note\n1,A,f.nii.gz,d.nii,see f.nii.gz of 2\n2,A,,,\n")
-    assert "T2_FLAIR" in read_manifest(tmp_path / "m.csv")
+    assert "T2_FLAIR" in Manifest.read(tmp_path / "m.csv").table
     flair, dwi = capsys.readouterr().out.splitlines()
     assert flair.startswith(f"{tmp_path}") and "column 'T2_FLAIR'" in flair and "did you mean flair?" in flair
     assert "column 'dwi'" in dwi and "known are flair, t1" in dwi
@@ -103,12 +99,12 @@ def test_a_column_of_images_that_is_no_modality_is_named(tmp_path, capsys):
 
 def test_missing_manifest(tmp_path):
     with pytest.raises(DataError, match="m.csv: no such manifest"):
-        read_manifest(tmp_path / "m.csv")
+        Manifest.read(tmp_path / "m.csv")
 
 
 def test_disk_full_leaves_the_earlier_manifest(tmp_path, monkeypatch):
     path = tmp_path / "m.csv"
-    write_manifest(scans(A=1), path)
+    scans(A=1).write(path)
     before = path.read_text()
 
     def full(source, target):
@@ -116,8 +112,46 @@ def test_disk_full_leaves_the_earlier_manifest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DataError, match="m.csv: cannot be written .No space left"):
-        write_manifest(scans(A=2), path)
+        scans(A=2).write(path)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+# --- scans ---
+
+
+def test_scans_are_selected_by_their_columns():
+    manifest = scans(A=2, B=1, C=1).assign(split=["train", "test", "train", "train"])
+    assert manifest.select(site=("A", "C"), split="train").table["subject"].tolist() == ["A000", "C000"]
+    chosen = manifest.where(manifest.table["site"] == "B")
+    assert chosen.table.index.tolist() == [0] and chosen.root == manifest.root and len(manifest) == 4
+    assert len(manifest.head(2)) == 2 and manifest.head(None) is manifest and not len(manifest.select(site="D"))
+
+
+def test_a_scan_names_what_it_lacks(tmp_path):
+    scan = Scan(dict(subject="7", site="A", t1=" t1.nii ", t2="", ct=np.nan), tmp_path)
+    assert (
+        scan.path("t1") == tmp_path / "t1.nii"
+        and [scan.has(m) for m in ("t1", "t2", "ct", "pd")] == [True] + [False] * 3
+    )
+    with pytest.raises(DataError, match=f"{tmp_path}: subject 7 .site A. has no t2"):
+        scan.path("t2")
+    assert scan.replace(t2="x.nii").has("t2") and not scan.has("t2")
+
+
+def test_identity_is_facts_of_a_simulation_or_hashes_of_files(tmp_path):
+    (tmp_path / "t1.nii").write_bytes(b"voxels")
+    facts = dict(simulated=True, simulator="brain 1.3", nx=4, ny=5, nz=6, spacing_mm=2.0, tumour=False)
+    made, real = (Manifest(pd.DataFrame([dict(subject="1", site="A", split="", t1="t1.nii") | more]), tmp_path)
+                  for more in (facts, {}))  # fmt: skip
+    assert made.simulated and not real.simulated and not made.select(site="B").simulated
+    assert real.scans()[0].identity(("t1",)) == [content_hash(b"voxels")]
+    made.write(tmp_path / "m.csv")
+    back = Manifest.read(tmp_path / "m.csv").scans()[0]
+    assert back.shape == (4, 5, 6) and back["tumour"] is False and back["simulator"] == "brain 1.3"
+    key = fingerprint(back.identity(("t1",)))
+    assert key == fingerprint(made.scans()[0].identity(()))  # reading and writing change nothing
+    for other in (dict(nx=5), dict(tumour=True), dict(spacing_mm=2.5), dict(site="B"), dict(simulator="brain 1.4")):
+        assert fingerprint(back.replace(**other).identity(())) != key
 
 
 # --- discovery ---
@@ -129,7 +163,7 @@ def test_brats_2019_layout(tmp_path):
     make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_2013_10_1", modalities=("flair", "t2"))
     make_brats(tmp_path / "Data_Training" / "HGG", "BraTS19_TMC_06290_1")
     (tmp_path / "Data_Training" / "notes").mkdir()
-    frame = find_cases(tmp_path).set_index("site")
+    frame = find_cases(tmp_path).table.set_index("site")
     assert sorted(frame.index) == ["2013", "CBICA", "TCIA", "TMC"]
     assert frame.loc["TCIA", "subject"] == "BraTS19_TCIA13_615_1" and frame.loc["TCIA", "grade"] == "LGG"
     assert frame.loc["CBICA", "t1ce"] == "Data_Training/HGG/BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz"
@@ -144,7 +178,7 @@ def test_brats_2020_sites_come_from_the_name_mapping(tmp_path):
         "Grade,BraTS_2019_subject_ID,BraTS_2020_subject_ID\n"
         "HGG,BraTS19_TCIA01_235_1,BraTS20_Training_001\nLGG,NA,BraTS20_Training_002\n"
     )
-    frame = find_cases(tmp_path)
+    frame = find_cases(tmp_path).table
     assert frame["site"].tolist() == ["TCIA", "unknown", "unknown"]
     assert frame["grade"].tolist() == ["HGG", "LGG", ""]
     assert frame["subject"][0] == "BraTS20_Training_001"
@@ -160,10 +194,11 @@ def test_name_mapping_of_another_kind_is_refused(tmp_path):
 def test_simulated_subject_keeps_its_id_at_both_sites(tmp_path):
     make_brats(tmp_path, "BraTS19_SIMA_007_1")
     make_brats(tmp_path, "BraTS19_SIMB_007_1")
-    frame = find_cases(tmp_path)
+    manifest = find_cases(tmp_path)
+    frame = manifest.table
     assert frame["subject"].tolist() == ["007", "007"] and frame["site"].tolist() == ["SIMA", "SIMB"]
     with pytest.raises(DataError, match="007"):
-        split_source_target(frame.assign(subject=["007", "007"]), "SIMA", "SIMB", n_adapt=0)
+        split_source_target(manifest, "SIMA", "SIMB", n_adapt=0)
 
 
 def test_folders_without_images(tmp_path):
@@ -183,8 +218,8 @@ def test_case_unpacked_twice(tmp_path):
 
 def test_open_dataset_prefers_the_manifest(tmp_path):
     make_brats(tmp_path, "BraTS19_CBICA_AAB_1")
-    assert open_dataset(tmp_path)["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
-    write_manifest(scans(A=3), tmp_path / "manifest.csv")
+    assert open_dataset(tmp_path).table["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
+    scans(A=3).write(tmp_path / "manifest.csv")
     assert len(open_dataset(tmp_path)) == 3
 
 
@@ -192,26 +227,26 @@ def test_open_dataset_prefers_the_manifest(tmp_path):
 
 
 def test_leaks_are_named_across_sites():
-    frame = scans(A=3, B=3).assign(split=["train"] * 3 + ["test"] * 3)
-    check_leaks(frame)
-    frame.loc[4, "subject"] = "A001"
+    manifest = scans(A=3, B=3).assign(split=["train"] * 3 + ["test"] * 3)
+    check_leaks(manifest)
+    manifest.table.loc[4, "subject"] = "A001"
     with pytest.raises(DataError, match="1 subject.*A001"):
-        check_leaks(frame)
-    check_leaks(frame.assign(split="train"))  # the same subject at two sites is no leak in itself
+        check_leaks(manifest)
+    check_leaks(manifest.assign(split="train"))  # the same subject at two sites is no leak in itself
     with pytest.raises(DataError, match="repeated.*A001"):
-        check_leaks(frame.assign(site="A"))
+        check_leaks(manifest.assign(site="A"))
 
 
 def test_written_manifest_cannot_leak(tmp_path):
-    frame = scans(A=1, B=1).assign(subject="S", split=["train", "test"])
+    manifest = scans(A=1, B=1).assign(subject="S", split=["train", "test"])
     with pytest.raises(DataError, match="more than one split"):
-        write_manifest(frame, tmp_path / "m.csv")
+        manifest.write(tmp_path / "m.csv")
 
 
 def test_split_reproduces_table_1():
     table = paper_table_1()
     for source, target, counts in (("CBICA", "TCIA", (146, 100, 139)), ("TCIA", "CBICA", (239, 100, 46))):
-        split = split_source_target(scans(CBICA=146, TCIA=239, TMC=9), source, target, n_adapt=100)
+        split = split_source_target(scans(CBICA=146, TCIA=239, TMC=9), source, target, n_adapt=100).table
         assert tuple((split["split"] == role).sum() for role in ("train", "adapt", "test")) == counts
         assert set(split["site"]) == {"CBICA", "TCIA"}
         printed = table[(table["direction"] == f"{source} -> {target}") & (table["method"] == "UDA")].iloc[0]
@@ -229,17 +264,16 @@ def test_a_site_of_a_name_mapping_is_no_path(tmp_path):
 
 
 def test_splits_are_disjoint_random_and_repeatable():
-    frame = scans(A=10, B=20)
-    split = split_source_target(frame, "A", "B", n_adapt=8, n_tune=3, seed=1)
+    manifest = scans(A=10, B=20)
+    split = split_source_target(manifest, "A", "B", n_adapt=8, n_tune=3, seed=1).table
     sets = [set(split.loc[split["split"] == role, "subject"]) for role in ("train", "adapt", "tune", "test")]
     assert [len(s) for s in sets] == [10, 8, 3, 9] and len(set.union(*sets)) == 30
     assert set(split.loc[split["split"] == "train", "site"]) == {"A"}
-    shuffled = split_source_target(frame.sample(frac=1, random_state=0), "A", "B", n_adapt=8, n_tune=3, seed=1)
-    pd.testing.assert_frame_equal(shuffled.sort_index(), split)  # the draw depends on the subjects, not on their order
-    assert not split_source_target(frame, "A", "B", n_adapt=8, seed=2)["split"].equals(
-        split_source_target(frame, "A", "B", n_adapt=8, seed=1)["split"]
-    )
-    assert (frame["split"] == "").all()
+    shuffled = manifest.replace(manifest.table.sample(frac=1, random_state=0))
+    shuffled = split_source_target(shuffled, "A", "B", n_adapt=8, n_tune=3, seed=1).table.sort_values("subject")
+    pd.testing.assert_frame_equal(shuffled.reset_index(drop=True), split)  # subjects count, not their order
+    drawn = [split_source_target(manifest, "A", "B", n_adapt=8, seed=seed).table["split"] for seed in (1, 2)]
+    assert not drawn[0].equals(drawn[1]) and (manifest.table["split"] == "").all()
 
 
 @pytest.mark.parametrize(
@@ -262,15 +296,16 @@ def test_saved_split_is_not_remade():
 
 
 def test_five_folds_test_every_subject_once_at_every_site():
-    frame = pd.concat([scans(A=23, B=11), scans(A=23, B=11).assign(site="C")], ignore_index=True)
-    folds = five_folds(frame, seed=3)
+    both = pd.concat([scans(A=23, B=11).table, scans(A=23, B=11).table.assign(site="C")], ignore_index=True)
+    manifest = Manifest(both, Path("folder"))
+    folds = five_folds(manifest, seed=3).table
     assert folds.groupby("subject")["fold"].nunique().eq(1).all()  # both scans of a subject fall in one fold
-    assert set(folds["fold"]) == set(range(5)) and len(folds) == len(frame)
+    assert set(folds["fold"]) == set(range(5)) and len(folds) == len(manifest)
     assert (folds.groupby("fold")["site"].nunique() == 3).all()
-    sizes = five_folds(scans(A=20, B=10)).groupby(["site", "fold"]).size()
+    sizes = five_folds(scans(A=20, B=10)).table.groupby(["site", "fold"]).size()
     assert sizes["A"].eq(4).all() and sizes["B"].eq(2).all()
-    pd.testing.assert_frame_equal(folds, five_folds(frame, seed=3))
-    assert not folds["fold"].equals(five_folds(frame, seed=4)["fold"]) and "fold" not in frame
+    pd.testing.assert_frame_equal(folds, five_folds(manifest, seed=3).table)
+    assert not folds["fold"].equals(five_folds(manifest, seed=4).table["fold"]) and "fold" not in manifest.table
 
 
 def test_too_few_subjects_for_the_folds():

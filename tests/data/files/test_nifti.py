@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import DataError, read_case, read_volume, write_volume
 
 SHAPE = (6, 7, 5)
@@ -168,56 +169,57 @@ def make_case(folder, **changes):
     for seed, name in enumerate(("flair", "t2", "t1")):
         save(folder / f"{name}.nii", voxels(seed))
     save(folder / "seg.nii", (voxels() % 2).astype(np.uint8))
-    return {"subject": "S1", "site": "A"} | {k: f"{k}.nii" for k in ("flair", "t2", "t1", "seg")} | changes
+    cells = {"subject": "S1", "site": "A"} | {k: f"{k}.nii" for k in ("flair", "t2", "t1", "seg")}
+    return Scan(cells | changes, folder)
 
 
 def test_case_holds_each_modality(tmp_path):
-    case = read_case(make_case(tmp_path), root=tmp_path)
+    case = read_case(make_case(tmp_path))
     assert list(case) == ["flair", "t2", "t1", "seg"]
     for seed, name in enumerate(("flair", "t2", "t1")):
         np.testing.assert_array_equal(case[name][0].numpy(), voxels(seed))
-    assert "seg" not in read_case(make_case(tmp_path), root=tmp_path, labels=False)
-    assert "seg" not in read_case(make_case(tmp_path, seg=""), root=tmp_path)
+    assert "seg" not in read_case(make_case(tmp_path), labels=False)
+    assert "seg" not in read_case(make_case(tmp_path, seg=""))
 
 
 def test_labels_of_a_case_are_checked_as_labels(tmp_path):
-    row = make_case(tmp_path)
+    scan = make_case(tmp_path)
     save(tmp_path / "seg.nii", np.zeros(SHAPE, np.uint8))
-    assert not read_case(row, root=tmp_path)["seg"].any()
+    assert not read_case(scan)["seg"].any()
     save(tmp_path / "seg.nii", np.full(SHAPE, 3, np.uint8))
-    refused(lambda: read_case(row, root=tmp_path), tmp_path / "seg.nii", "unknown labels [3.0]")
+    refused(lambda: read_case(scan), tmp_path / "seg.nii", "unknown labels [3.0]")
 
 
 @pytest.mark.parametrize("empty", ["", float("nan"), None])
 def test_missing_modality_cell(tmp_path, empty):
-    refused(lambda: read_case(make_case(tmp_path, t2=empty), root=tmp_path), "S1", "site A", "no t2")
+    refused(lambda: read_case(make_case(tmp_path, t2=empty)), "S1", "site A", "no t2")
 
 
 def test_missing_modality_file(tmp_path):
-    row = make_case(tmp_path)
+    scan = make_case(tmp_path)
     (tmp_path / "t1.nii").unlink()
-    refused(lambda: read_case(row, root=tmp_path), tmp_path / "t1.nii", "no such file")
+    refused(lambda: read_case(scan), tmp_path / "t1.nii", "no such file")
 
 
 def test_shapes_differ(tmp_path):
-    row = make_case(tmp_path)
+    scan = make_case(tmp_path)
     save(tmp_path / "t2.nii", voxels()[:, :-1])
-    refused(lambda: read_case(row, root=tmp_path), tmp_path / "flair.nii", tmp_path / "t2.nii", SHAPE, (6, 6, 5))
+    refused(lambda: read_case(scan), tmp_path / "flair.nii", tmp_path / "t2.nii", SHAPE, (6, 6, 5))
 
 
 @pytest.mark.parametrize("entry, shift", [((0, 3), 0.01), ((1, 1), 0.0004), ((1, 2), 0.002)])  # small errors add up
 def test_affines_differ(tmp_path, entry, shift):
-    row, affine = make_case(tmp_path), AFFINE.copy()
+    scan, affine = make_case(tmp_path), AFFINE.copy()
     affine[entry] += shift
     save(tmp_path / "t1.nii", voxels(), affine)
-    refused(lambda: read_case(row, root=tmp_path), tmp_path / "flair.nii", tmp_path / "t1.nii", affine[entry], "mm")
+    refused(lambda: read_case(scan), tmp_path / "flair.nii", tmp_path / "t1.nii", affine[entry], "mm")
 
 
 def test_affines_agree_within_tolerance(tmp_path):
-    row, affine = make_case(tmp_path), AFFINE.copy()
+    scan, affine = make_case(tmp_path), AFFINE.copy()
     affine[0, 3] += 5e-4
     save(tmp_path / "t1.nii", voxels(), affine)
-    assert read_case(row, root=tmp_path)["t1"].affine[0, 3] == pytest.approx(affine[0, 3], abs=1e-5)
+    assert read_case(scan)["t1"].affine[0, 3] == pytest.approx(affine[0, 3], abs=1e-5)
 
 
 # --- writing ---

@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import DataError, write_volume
 from medsynth_lib.data.preparation.contract import (
     NYUL_PERCENTILES,
@@ -390,7 +391,7 @@ def test_probability_zero_changes_nothing():
 
 
 @pytest.fixture
-def frame(tmp_path):
+def manifest(tmp_path):
     rows = []
     for number in range(3):
         row = {"subject": f"S{number}", "site": "A", "split": "train"}
@@ -402,13 +403,11 @@ def frame(tmp_path):
                 volume.affine.numpy(),
             )
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    frame.attrs["root"] = tmp_path
-    return frame
+    return Manifest(pd.DataFrame(rows), tmp_path)
 
 
-def test_data_set_reads_once_and_is_filtered_by_rows(frame, tmp_path):
-    data = PairedVolumes(frame[frame["subject"] != "S0"], SMALL)
+def test_data_set_reads_once_and_is_filtered_by_rows(manifest, tmp_path):
+    data = PairedVolumes(manifest.select(subject=("S1", "S2")), SMALL)
     assert len(data) == 2 and data[0]["subject"] == "S1" and data[1]["site"] == "A"
     sample = data[0]
     sample["x"] = None  # a caller's dictionary is its own
@@ -417,8 +416,8 @@ def test_data_set_reads_once_and_is_filtered_by_rows(frame, tmp_path):
     assert data[0]["x"].shape == (2, 16, 16, 12) and type(data[0]["y"]) is torch.Tensor
 
 
-def test_preload_reads_all_and_agrees_with_lazy_reading(frame, tmp_path):
-    lazy, eager = PairedVolumes(frame, SMALL), PairedVolumes(frame, SMALL).preload(threads=3)
+def test_preload_reads_all_and_agrees_with_lazy_reading(manifest, tmp_path):
+    lazy, eager = PairedVolumes(manifest, SMALL), PairedVolumes(manifest, SMALL).preload(threads=3)
     expected = [lazy[i] for i in range(3)]
     for path in tmp_path.iterdir():
         path.unlink()
@@ -427,21 +426,21 @@ def test_preload_reads_all_and_agrees_with_lazy_reading(frame, tmp_path):
         assert all(torch.equal(eager[i][k], expected[i][k]) for k in ("x", "y", "mask", "seg"))
 
 
-def test_data_set_feeds_a_loader(frame):
-    batches = list(torch.utils.data.DataLoader(PairedVolumes(frame, SMALL), batch_size=3))
+def test_data_set_feeds_a_loader(manifest):
+    batches = list(torch.utils.data.DataLoader(PairedVolumes(manifest, SMALL), batch_size=3))
     assert batches[0]["x"].shape == (3, 2, 16, 16, 12) and batches[0]["subject"] == ["S0", "S1", "S2"]
 
 
-def test_inputs_only_never_opens_the_target(frame, tmp_path):
+def test_inputs_only_never_opens_the_target(manifest, tmp_path):
     for path in tmp_path.glob("*_t1.nii.gz"):
         path.unlink()
-    assert "y" not in PairedVolumes(frame, dataclasses.replace(SMALL, target=None))[0]
+    assert "y" not in PairedVolumes(manifest, dataclasses.replace(SMALL, target=None))[0]
     with pytest.raises(DataError, match="S0_t1.nii.gz: no such file"):
-        PairedVolumes(frame, SMALL)[0]
+        PairedVolumes(manifest, SMALL)[0]
     with pytest.raises(DataError, match="_t1.nii.gz: no such file"):
-        PairedVolumes(frame, SMALL).preload()
+        PairedVolumes(manifest, SMALL).preload()
 
 
-def test_empty_data_set(frame):
+def test_empty_data_set(manifest):
     with pytest.raises(DataError, match="no rows"):
-        PairedVolumes(frame[frame["site"] == "B"], SMALL)
+        PairedVolumes(manifest.select(site="B"), SMALL)

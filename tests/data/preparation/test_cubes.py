@@ -126,22 +126,22 @@ def test_contract_names_what_differs():
 
 
 def test_cubes_of_a_manifest(tmp_path):
-    frame = simulated_thoraxes(dict(train=2), (32, 32, 32), folder=tmp_path)
-    cubes = Cubes(frame, CubeContract("ct", 16))
+    manifest = simulated_thoraxes(dict(train=2), (32, 32, 32), folder=tmp_path)
+    cubes = Cubes(manifest, CubeContract("ct", 16))
     sample = cubes[1]
     assert len(cubes) == 2 and sample["x"].shape == (1, 16, 16, 16) and sample["subject"] == "SIM00001"
     assert sample["x"].dtype == torch.float32 and torch.equal(cubes[1]["x"], sample["x"])
     with pytest.raises(DataError, match="no rows"):
-        Cubes(frame[frame["split"] == "test"], CubeContract("ct", 16))
+        Cubes(manifest.select(split="test"), CubeContract("ct", 16))
 
 
 def test_cubes_on_disk_are_the_same_to_16_bits(tmp_path):
-    frame = simulated_thoraxes(dict(train=3), (32, 32, 32), folder=tmp_path / "scans")
-    cubes = Cubes(frame, CubeContract("ct", 16))
+    manifest = simulated_thoraxes(dict(train=3), (32, 32, 32), folder=tmp_path / "scans")
+    cubes = Cubes(manifest, CubeContract("ct", 16))
     stored = cubes.on_disk(tmp_path / "cache", "key")
     assert len(stored) == 3 and stored.contract == cubes.contract
     for mine, theirs in zip((stored[i] for i in range(3)), (cubes[i] for i in range(3)), strict=True):
         assert mine["subject"] == theirs["subject"] and torch.equal(mine["spacing"], theirs["spacing"])
         assert mine["x"].dtype == torch.float32 and (mine["x"] - theirs["x"]).abs().max() <= 2 / (2**16 - 1) / 2 * 1.01
-    (tmp_path / "scans" / frame["ct"].iloc[0]).unlink()  # what is stored does not need the scans any more
+    manifest.scans()[0].path("ct").unlink()  # what is stored does not need the scans any more
     assert torch.equal(cubes.on_disk(tmp_path / "cache", "key")[0]["x"], stored[0]["x"])

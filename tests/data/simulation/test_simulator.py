@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -349,7 +350,7 @@ def test_dataset_resumes_after_a_crash(tmp_path, monkeypatch):
     assert finished and all(len(list(p.glob("*.nii.gz"))) == 5 for p in finished)
     monkeypatch.setattr(simulate, "write_volume", write)
     again = simulated_dataset(**arguments, folder=tmp_path / "broken", jobs=2)
-    assert again.equals(whole)
+    assert again.table.equals(whole.table)
     assert not [p for p in (tmp_path / "broken").rglob(".*")]
 
 
@@ -357,6 +358,15 @@ def test_a_folder_with_another_data_set_is_not_reused(tmp_path):
     simulated_dataset(dict(tune=1), (16, 16, 12), 12.0, folder=tmp_path)
     with pytest.raises(DataError, match="other simulated subjects"):
         simulated_dataset(dict(tune=2), (16, 16, 12), 12.0, folder=tmp_path)
+    with pytest.raises(DataError, match="tumour False"):
+        simulated_dataset(dict(tune=1), (16, 16, 12), 12.0, tumour=False, folder=tmp_path)
+    path = tmp_path / "manifest.csv"  # as written before the columns told what a scan is
+    earlier = pd.read_csv(path, dtype=str).drop(
+        columns=["simulated", "simulator", "nx", "ny", "nz", "spacing_mm", "tumour"]
+    )
+    earlier.to_csv(path, index=False)
+    with pytest.raises(DataError, match="other simulated subjects"):
+        simulated_dataset(dict(tune=1), (16, 16, 12), 12.0, folder=tmp_path)
 
 
 def test_point_spread_at_one_millimetre_is_the_sites():
@@ -375,9 +385,12 @@ def test_point_spread_at_one_millimetre_is_the_sites():
 def test_dataset_has_the_brats_layout(tmp_path):
     import nibabel as nib
 
-    frame = simulated_dataset(dict(tune=1), (32, 32, 24), 6.0, folder=tmp_path)
+    manifest = simulated_dataset(dict(tune=1), (32, 32, 24), 6.0, folder=tmp_path)
+    frame = manifest.table
     assert frame["split"].tolist() == ["tune"] * 2 and frame["site"].tolist() == ["SIMA", "SIMB"]
-    assert frame["subject"].nunique() == 1 and frame["source"].str.contains("simulated").all()
+    assert frame["subject"].nunique() == 1 and manifest.simulated
+    facts = manifest.scans()[0].identity(())[2]
+    assert facts.pop("simulator") and facts == dict(nx=32, ny=32, nz=24, spacing_mm=6.0, tumour=True)
     image = nib.load(tmp_path / frame["t1"][0])
     assert (
         image.get_data_dtype() == np.int16

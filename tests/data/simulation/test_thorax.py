@@ -192,12 +192,12 @@ def test_a_subject_takes_at_most_04_seconds_of_one_core():
 
 def test_data_set_is_written_once_and_found_again(tmp_path):
     counts = dict(train=2, test=1)
-    frame = simulated_thoraxes(counts, (24, 24, 24), folder=tmp_path / "chests")
+    frame = simulated_thoraxes(counts, (24, 24, 24), folder=tmp_path / "chests").table
     assert list(frame["subject"]) == ["SIM00000", "SIM00001", "SIM30000"] and set(frame["site"]) == {"SIMCT"}
     assert frame["ct"][0] == "SIM00000/SIM00000_INSP_STD_SIM_COPD.nii.gz"
     assert (frame["fev1pp"] > 0).all() and {"lung_ml", "fat_ml", "bone_ml", "emphysema_percent"} <= set(frame)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.gz")}
-    again = simulated_thoraxes(counts, (24, 24, 24), folder=tmp_path / "chests")
+    again = simulated_thoraxes(counts, (24, 24, 24), folder=tmp_path / "chests").table
     assert again.equals(frame) and before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.gz")}
     with pytest.raises(DataError, match="other simulated subjects"):
         simulated_thoraxes(dict(train=1), (24, 24, 24), folder=tmp_path / "chests")
