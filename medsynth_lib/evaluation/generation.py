@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medsynth_lib.training.hagan import sample
+from medsynth_lib.evaluation.hagan_inference import sample
 
 WEIGHTS = np.array([0.0448, 0.2856, 0.3001])  # of the three finest of the five scales of Wang et al. 2003
 WEIGHTS = tuple(WEIGHTS / WEIGHTS.sum())

@@ -18,10 +18,11 @@ from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.subject import Subject
 from medsynth_lib.evaluation.ct import LUNG
 from medsynth_lib.evaluation.generation import distances, in_batches
+from medsynth_lib.evaluation.hagan_inference import decode_in_parts, encode, sample
 from medsynth_lib.evaluation.image import nmse, psnr, ssim_map
 from medsynth_lib.evaluation.segmentation import dice
 from medsynth_lib.evaluation.statistics import mean_with_sd, paired_t
-from medsynth_lib.training.hagan import decode_in_parts, encode, features, low_resolution, sample
+from medsynth_lib.training.hagan import features, low_resolution
 
 BACKGROUND = -0.9  # of a T1 cube: what is darker lies outside the brain
 GROUPS = {  # the smallest structures (a few dozen voxels a side at 64^3) with a neighbour, scored as one

@@ -11,11 +11,11 @@ from medsynth_lib.data.preparation.cubes import to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.subject import make_subject, structure_volumes
 from medsynth_lib.evaluation import ct
+from medsynth_lib.evaluation.hagan_inference import encode, sample
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.experiments.hagan import brain_mask, lesson_cubes, measure_volumes, trained_hagan
 from medsynth_lib.files import atomic, cache_folder, fingerprint
 from medsynth_lib.processes import headless, run
-from medsynth_lib.training.hagan import encode, sample
 
 OFFSET = 0.1  # percent of emphysema: healthy lungs have none, and log 0 is not a number
 FACTORS = {"ct": ("lung", "fat", "bone", "log emphysema"), "t1": ("brain", "hippocampus", "lateral ventricle")}

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from medsynth_lib.evaluation.hagan_inference import sample
 from medsynth_lib.profiling.ledger import Training, account
 from medsynth_lib.profiling.networks import baseline, hagan, unsupervised
 from medsynth_lib.profiling.planner import TIGHT
 from medsynth_lib.profiling.report import GIB, MIB, Report
 from medsynth_lib.settings import notebooks_folder
-from medsynth_lib.training.hagan import sample
 from medsynth_lib.training.loop import Algorithm
 
 RESULTS = notebooks_folder().parent / "benchmarks" / "results"

@@ -28,7 +28,7 @@ from medsynth_lib.experiments.computer import compiles, default_fabric, environm
 from medsynth_lib.experiments.memory_advice import with_advice
 from medsynth_lib.files import atomic, cache_folder, fingerprint
 from medsynth_lib.settings import TrainingSettings, notebooks_folder
-from medsynth_lib.training import baselines, hagan, loop, pix2pix, segmentation, svae
+from medsynth_lib.training import baselines, hagan, hagan_build, loop, pix2pix, segmentation, svae
 from medsynth_lib.training.loop import Algorithm
 
 TEXTS = ("recipe.yaml", "contract.yaml", "history.csv", "environment.json")
@@ -49,8 +49,7 @@ KINDS = (
     Kind(lessons.SliceVAESettings, svae.SliceVAE, svae.VERSION),
     Kind(lessons.SegmenterSettings, segmentation.Segmenter, segmentation.VERSION),
     Kind(lessons.StructureSettings, segmentation.StructureSegmenter, segmentation.STRUCTURES_VERSION, CubeContract),
-    Kind(lessons.HAGANSettings, hagan.HAGAN, hagan.VERSION, CubeContract),
-    Kind(lessons.JointHAGANSettings, hagan.HAGAN, hagan.VERSION, CubeContract),
+    *(Kind(form, hagan_build.build, hagan.VERSION, CubeContract) for form in hagan_build.FORMS),
     Kind(lessons.WGANSettings, baselines.WGAN, baselines.VERSION, CubeContract),
     Kind(lessons.VAEGANSettings, baselines.VAEGAN, baselines.VERSION, CubeContract),
     Kind(lessons.AlphaGANSettings, baselines.AlphaGAN, baselines.VERSION, CubeContract),

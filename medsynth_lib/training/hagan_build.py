@@ -1,0 +1,52 @@
+"""HA-GAN in any of its forms, from its settings."""
+
+import torch
+
+from medsynth_lib.settings import (
+    ConditionalHAGANSettings,
+    ConditionalJointHAGANSettings,
+    DeterministicStartSettings,
+    HAGANSettings,
+    InformedHAGANSettings,
+    JointHAGANSettings,
+    PublicHAGANSettings,
+    WithoutEncoderSettings,
+    WithoutLowBranchSettings,
+)
+from medsynth_lib.training.hagan import HAGAN
+from medsynth_lib.training.hagan_ablations import DeterministicStart, PublicHAGAN, WithoutEncoder, WithoutLowBranch
+from medsynth_lib.training.hagan_classes import WithClasses
+from medsynth_lib.training.hagan_information import InformedHAGAN
+from medsynth_lib.training.hagan_joint import JointHAGAN
+from medsynth_lib.training.hagan_lean import Lean
+from medsynth_lib.training.hagan_mean import RunningMean
+
+FORMS = {  # settings -> classes, from the outermost to the one that is built on
+    HAGANSettings: (HAGAN,),
+    JointHAGANSettings: (JointHAGAN,),
+    ConditionalHAGANSettings: (WithClasses, HAGAN),
+    ConditionalJointHAGANSettings: (WithClasses, JointHAGAN),
+    InformedHAGANSettings: (InformedHAGAN,),
+    WithoutLowBranchSettings: (WithoutLowBranch,),
+    WithoutEncoderSettings: (WithoutEncoder,),
+    DeterministicStartSettings: (DeterministicStart,),
+    PublicHAGANSettings: (PublicHAGAN,),
+}
+
+
+def build(settings: HAGANSettings, *given: object) -> HAGAN:
+    """Build the HA-GAN that settings describe: the form by their class, lean and running mean by their fields.
+
+    Args:
+        given: what the form needs besides: basis and start of an `InformedHAGAN`.
+    """
+    *outer, core = FORMS[type(settings)]
+    inner = [Lean] * settings.lean + [RunningMean] * (
+        settings.average > 0
+    )  # means are copied before layers become lean
+    bases = (*outer, *inner, core)
+    model = type("".join(base.__name__ for base in bases), bases, {})(settings, *given)
+    if settings.channels_last:
+        for network in model.networks.values():
+            network.to(memory_format=torch.channels_last_3d)
+    return model

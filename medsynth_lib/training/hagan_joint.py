@@ -1,0 +1,103 @@
+"""HA-GAN whose generator learns to recover: the form of the shipped models.
+
+What it changes, and why:
+- G^A, G^L and G^H learn equation (7) together with E^G, beside their own loss. As printed E^G alone learns it, so the
+  recovery cannot keep the generator from mode collapse, which the paper's discussion says of (7).
+- E^G is the encoder of a VAE: codes are drawn from q(z | X), whose KL to N(0, I) weighs `kl_weight`. This draws the codes of
+  real volumes to where samples come from.
+- Recovery comes first (`recovery_first`): the adversarial training phase begins when the generator can already draw.
+  In between the encoders rest, and codes are counted. From then on codes are standardised: mean 0, covariance I.
+- E^G learns more slowly (`encoder_rate`). Its last layer sums over 512 c inputs, none of them negative. Adam's steps are
+  equally large for each weight, and would move the codes of all volumes together.
+"""
+
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medsynth_lib.models.hagan_joint import networks
+from medsynth_lib.settings import JointHAGANSettings
+from medsynth_lib.training.hagan import DISCRIMINATORS, GENERATOR, HAGAN, Real
+from medsynth_lib.training.loop import Batch, Losses, Run
+from medsynth_lib.training.svae import gaussian_kl
+
+COUNTING = 0.05  # share of the steps in which codes are counted
+
+
+class JointHAGAN(HAGAN):
+    """HA-GAN whose G and E^G learn equation (7) together, with phases: recovery, counting, adversarial training."""
+
+    settings: JointHAGANSettings
+    phase = "adversarial"  # or "recovery", "counting"
+
+    def make_networks(self, **kind: int) -> dict[str, nn.Module]:
+        """Make the seven networks, E^G variational and G^A for standardised codes."""
+        s = self.settings
+        return networks(s.size, s.latent, s.c, s.fraction, **kind)
+
+    def rate(self, name: str) -> float:
+        """Return a network's learning rate as a multiple of the generator's."""
+        return self.settings.encoder_rate if name == "E^G" else super().rate(name)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Enter the phase of this step; standardise the codes when the adversarial training phase begins."""
+        counting = ceil(self.settings.recovery_first * steps)  # the step at which it begins
+        adversarial = counting and counting + ceil(COUNTING * steps)
+        self.phase = "recovery" if step < counting else "counting" if step < adversarial else "adversarial"
+        if counting and step == adversarial and self.networks["E^G"].standard.people:  # not after a resume: it is done
+            self.settle()
+
+    def settle(self) -> None:
+        """Make codes standard for encoder and generator alike; the volume that a code is drawn as does not change."""
+        standard = self.networks["E^G"].standard
+        standard.settle()
+        for name in ("G^A", "mean G^A"):
+            if name in self.networks:
+                self.networks[name].standard.load_state_dict(standard.state_dict())
+
+    def step(self, batch: Batch, run: Run = Run()) -> Losses:
+        """Run one iteration. Update, in this order: 1. D^H and D^L, 2. G^A, G^L, G^H and E^G, 3. E^H.
+
+        Without the adversarial training phase there is no update of D and no loss of G. Where recovery comes first, the
+        encoders learn in that phase alone.
+        """
+        if self.settings.recovery_first and run.processes > 1:
+            raise ValueError("recovery_first needs one process: each would count the codes of its own volumes")
+        real, losses, terms = self.cut(batch, self.draw_start()), {}, {}
+        if self.phase == "adversarial":
+            losses["d"] = sum(
+                self.update(DISCRIMINATORS, run, lambda: self.real_loss(real), lambda: self.fake_loss(real))
+            )
+            terms["g"] = lambda: self.generator_loss(real)
+        terms["e_ground"] = lambda: self.ground_loss(real)
+        encoders_learn = self.phase == "recovery" or not self.settings.recovery_first
+        together = (*GENERATOR, "E^G") if encoders_learn else GENERATOR
+        losses |= zip(terms, self.update(together, run, *terms.values()), strict=True)
+        if encoders_learn:
+            (losses["e_high"],) = self.update(("E^H",), run, lambda: self.high_loss(real))
+        return losses
+
+    def ground_loss(self, real: Real) -> Tensor:
+        """Return lambda_2 times (7) for drawn codes, plus kl_weight times the KL of the codes to N(0, I)."""
+        z, kl = self.codes(self.features(real.x))
+        x_r, x_low = self.generate(z, real)
+        recovery = F.l1_loss(x_low, real.x_low) + F.l1_loss(x_r, real.x_r)
+        return self.settings.lam * recovery + self.settings.kl_weight * kl
+
+    def codes(self, a_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw standardised codes (b, latent) from q(z | X); return them and their KL to N(0, I) in nats."""
+        encoder = self.networks["E^G"]
+        mean, log_variance = encoder(a_hat, posterior=True)
+        drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        if self.phase == "counting":
+            encoder.standard.count(drawn.detach())
+        return encoder.standard(drawn), gaussian_kl(mean, log_variance).sum(1).mean()
+
+    def recovery(self, real: Real) -> Losses:
+        """Return the L1 error of whole volumes from their mean codes, and the KL in nats."""
+        mean, log_variance = self.networks["E^G"](self.features(real.x), posterior=True)
+        a, _ = self.common(self.networks["E^G"].standard(mean), real)
+        kl = gaussian_kl(mean, log_variance).sum(1).mean()
+        return {"recovery_l1": F.l1_loss(self.networks["G^H"](a), real.x), "kl": kl}
