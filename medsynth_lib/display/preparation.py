@@ -1,7 +1,6 @@
 """Figures of lesson 01: subjects of two sites, normalised histograms, thresholds against the truth."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_volume
 from medsynth_lib.data.preparation.contract import normalise
 from medsynth_lib.display.figures import slice_grid, slice_of
@@ -23,18 +23,18 @@ QUANTITIES = {
 SITE_COLOURS = ("tab:green", "tab:blue")
 
 
-def site_montage(scans: Mapping[str, Sequence[Mapping[str, Path]]], contrasts: Sequence[str], title: str) -> Figure:
+def site_montage(scans: Mapping[str, Sequence[Scan]], contrasts: Sequence[str], title: str) -> Figure:
     """Draw an axial slice above the middle of each scan, every picture on its own scale.
 
     Args:
-        scans: by site; a scan gives the path of each contrast's file.
+        scans: of a manifest, by site.
         contrasts: a row of the grid for each of them and each site.
         title: text above the figure.
     """
     rows, names = [], []
     for contrast in contrasts:
         for site, group in scans.items():
-            volumes = [canonical(read_volume(scan[contrast]))[0] for scan in group]
+            volumes = [canonical(read_volume(scan.path(contrast)))[0] for scan in group]
             rows.append([slice_of(v, index=v.shape[-1] // 2 + 3) for v in volumes])
             names.append(f"{contrast.upper()}\n{site}")
     return slice_grid(rows, names, window="own", size=1.6, title=title)

@@ -48,7 +48,7 @@ def printed(notebook, marker):
 def require_pairs(sets, tmp_path):
     done, out = run(sets, "01,02", tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    first = printed(out / "01_data_preparation.ipynb", "frame = lesson_manifest(lesson")
+    first = printed(out / "01_data_preparation.ipynb", "manifest = lesson_manifest(lesson")
     assert "simulated scans" in first and "SIMA" not in first and "is not used here" not in first
     results = json.loads((out / "02" / "results.json").read_text())["results"]
     scores = [row for row in results if row["name"].endswith("/psnr")]
@@ -75,7 +75,7 @@ class TestVolumes:
         status = {row["name"][:2]: row["status"] for row in json.loads((out / "summary.json").read_text())["notebooks"]}
         assert done.returncode == 1 and status["01"] == "ok" and status["02"] != "ok", done.stdout[-3000:]
         reason = registry.refusal(sets[0], "pairs")
-        assert reason in printed(out / "01_data_preparation.ipynb", "frame = lesson_manifest(lesson")
+        assert reason in printed(out / "01_data_preparation.ipynb", "manifest = lesson_manifest(lesson")
         volumes = printed(out / "01_data_preparation.ipynb", "chests = lesson_volumes(lesson")
         assert volumes.count("is not used here") == 1  # the chests are used and not the brains, or the other way round
-        assert reason in printed(out / "02_pix2pix_backbone.ipynb", "frame = lesson_manifest(lesson")
+        assert reason in printed(out / "02_pix2pix_backbone.ipynb", "manifest = lesson_manifest(lesson")

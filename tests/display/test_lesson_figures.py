@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.preparation.contract import normalise, nyul_landmarks
 from medsynth_lib.display import adaptation, figures, preparation, slice_vae
 
@@ -68,7 +69,7 @@ def test_montage_has_a_row_a_contrast_and_site(tmp_path):
         volume[2, 3, 8] = k + 1  # in the slice that is shown: the middle plus three
         path = tmp_path / f"{site}.nii.gz"
         nib.save(nib.Nifti1Image(volume + 0.01, np.eye(4)), path)
-        scans[site] = [dict(flair=path, t1=path)] * 2
+        scans[site] = [Scan(dict(subject="1", flair=path.name, t1=path.name), tmp_path)] * 2
     figure = preparation.site_montage(scans, ("t1", "flair"), "four rows")
     assert len(figure.axes) == 8
     assert [figure.axes[k].get_ylabel() for k in (0, 2, 4, 6)] == ["T1\nSIMA", "T1\nSIMB", "FLAIR\nSIMA", "FLAIR\nSIMB"]
