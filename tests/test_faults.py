@@ -1,6 +1,6 @@
 """Killed, full, read-only, two at once, and files that pretend: nothing is lost, nothing half-written gets a final name.
 
-The cache's own faults are in test_shards.py, the downloader's in test_download.py, the trainer's in test_pix2pix.py.
+The cache's own faults are in test_volume_cache.py, the downloader's in test_download.py, the trainer's in test_pix2pix.py.
 """
 
 import ast
@@ -186,8 +186,8 @@ def test_another_version_is_another_artefact(monkeypatch, tmp_path):
     from medsynth_lib.data.preparation.contract import Contract
     from medsynth_lib.experiments.lesson_data import volumes
 
-    frame = simulated_dataset(dict(train=1, tune=1), (24, 24, 20), 8.0, sites=("A",), folder=tmp_path)
-    train, tune = (volumes(frame, Contract(), "SIMA", split) for split in ("train", "tune"))
+    manifest = simulated_dataset(dict(train=1, tune=1), (24, 24, 20), 8.0, sites=("A",), folder=tmp_path)
+    train, tune = (volumes(manifest, Contract(), "SIMA", split) for split in ("train", "tune"))
     recipe = dict(algorithm="pix2pix", steps=1)
     now = artefacts.artefact_key(recipe, train, tune)
     make_it, version = artefacts.ALGORITHMS["pix2pix"]

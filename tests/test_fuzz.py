@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from data_download import registry
 from data_download.archive import unpack
 from medsynth_lib.data.files import layouts
-from medsynth_lib.data.files.manifest import read_manifest, write_manifest
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import read_volume, write_volume
 from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.files import DataError
@@ -166,12 +166,13 @@ def test_manifests(sandbox):
         text = "\n".join([",".join(columns), *(",".join(row) for row in rows)]).encode("utf-8", "surrogatepass")
         path = sandbox / "manifest.csv"
         path.write_bytes(text[:at] + noise + text[at:])
-        frame = attempt(read_manifest, path)
-        if frame is not None:
+        manifest = attempt(Manifest.read, path)
+        if manifest is not None:
+            frame = manifest.table
             assert isinstance(frame, pd.DataFrame) and {"subject", "site", "split"} <= set(frame)
             assert not frame[["subject", "site"]].map(lambda cell: ".." in cell or "/" in cell).any().any()
             assert (frame["subject"] != "").all() and not frame.duplicated(["subject", "site"]).any()
-            attempt(write_manifest, frame, sandbox / "again.csv")
+            attempt(manifest.write, sandbox / "again.csv")
 
     run()
 
@@ -350,9 +351,9 @@ def test_file_names(sandbox):
                 path.write_bytes(content)
             except OSError:  # a file where a folder should be: not what is tested
                 continue
-        frame = attempt(layouts.recognise, folder)
-        if frame is not None:
-            for cell in frame[list(layouts.MODALITIES)].to_numpy().ravel():
+        manifest = attempt(layouts.recognise, folder)
+        if manifest is not None:
+            for cell in manifest.table[list(layouts.MODALITIES)].to_numpy().ravel():
                 assert cell == "" or (folder / re.sub(r"#\d$", "", cell)).resolve().is_relative_to(folder.resolve())
 
     run()

@@ -26,6 +26,7 @@ from data_download import archive, download, registry
 from data_download.__main__ import main
 from data_download.verify import verify
 from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.files.published import ROLES, refusal
 from medsynth_lib.files import DataError
 
 
@@ -563,8 +564,7 @@ def test_registry_holds_what_the_course_promises():
         (lambda e: e.pop("files"), "needs files and unpacked_gb"),
         (lambda e: e["files"][0].pop("hash_source"), "who publishes it"),
         (lambda e: e["files"][0].update(sha1="x"), "keys other than"),
-        (lambda e: e["roles"].pop("pairs"), "roles are not"),
-        (lambda e: e["roles"].update(pairs={"inputs": ["t1"]}), "needs either refuse"),
+        (lambda e: e.update(roles={}), "unknown keys roles"),  # they stand in the library
     ],
 )
 def test_a_broken_registry_names_entry_and_key(tmp_path, change, message):
@@ -573,6 +573,15 @@ def test_a_broken_registry_names_entry_and_key(tmp_path, change, message):
     path = tmp_path / f"{abs(hash(message))}.yaml"
     path.write_text(yaml.safe_dump(entries))
     with pytest.raises(DataError, match=f"ixi: .*{message}"):
+        registry.load(path)
+
+
+def test_registry_and_roles_know_the_same_sets(tmp_path):
+    assert list(registry.load()) == list(ROLES) and all(set(roles) == {"pairs", "volumes"} for roles in ROLES.values())
+    assert refusal("gsp", "pairs").startswith("T1 alone") and refusal("gsp", "volumes") is refusal("own", "pairs") is None
+    path = tmp_path / "registry.yaml"
+    path.write_text(yaml.safe_dump({"other": registry.entry("ixi")}))
+    with pytest.raises(DataError, match="other: is not in the table ROLES"):
         registry.load(path)
 
 

@@ -1,5 +1,7 @@
 """Scores and statistics: closed forms, invariances, and known pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,10 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.metrics import normalized_mutual_info_score
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.evaluation import image, statistics
+from medsynth_lib.evaluation.distribution import spread_within
+from medsynth_lib.evaluation.segmentation import contrast_share, contrast_table
 from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects, summary
 
 rng = np.random.default_rng(0)
@@ -168,6 +173,62 @@ def test_unequal_lists_are_refused():
         statistics.compare({"x": (np.zeros(16), np.zeros(15))})
 
 
+def test_paired_t_is_the_closed_form_and_one_sided():
+    """t = mean / (sd / sqrt(n)) with n - 1 degrees of freedom; 3 degrees have the distribution below (Student 1908)."""
+    old, new = np.zeros(4), np.array([1.0, 2.0, 3.0, 2.0])
+    difference, p = statistics.paired_t(new, old)
+    t = 2 / (new.std(ddof=1) / 2)
+    below = 0.5 + (t / (np.sqrt(3) * (1 + t**2 / 3)) + np.arctan(t / np.sqrt(3))) / np.pi
+    assert difference == 2 and p == pytest.approx(1 - below)
+    assert statistics.paired_t(new, old, "less")[1] == pytest.approx(below)
+    assert np.isnan(statistics.paired_t([1.0], [0.0])[1]) and np.isnan(statistics.paired_t([1.0, 1.0], [1.0, 1.0])[1])
+
+
+def test_paired_interval_leaves_out_who_lacks_a_score():
+    new, old = np.array([1.0, 2.0, np.nan, 3.0, 2.0]), np.zeros(5)
+    n, mean, width = statistics.paired_interval(new, old)
+    assert n == 4 and mean == 2
+    assert width == pytest.approx(3.182446 * new[[0, 1, 3, 4]].std(ddof=1) / 2)  # 97.5 % quantile of t, 3 degrees of freedom
+    assert statistics.paired_interval(new[:4], old[:4]) == (3, 2, float("inf"))
+    n, mean, width = statistics.paired_interval([np.nan], [0.0])
+    assert n == 0 and np.isnan(mean) and width == float("inf")
+
+
+def test_agreement_of_a_shift_is_perfect_and_of_a_constant_none():
+    before, after = pd.Series([1.0, 2.0, 4.0, np.nan]), pd.Series([2.0, 3.0, 5.0, 9.0])
+    row = statistics.agreement(before, after)
+    assert row["measured in"] == 3 and row["mean |change|"] == 1 and row["r"] == pytest.approx(1)
+    assert row["then"] - row["real"] == pytest.approx(1)
+    assert np.isnan(statistics.agreement(before, pd.Series([5.0] * 4))["r"])
+    assert np.isnan(statistics.agreement(before[:2], after[:2])["r"])
+
+
+def test_mean_with_sd_has_the_digits_that_were_asked_for():
+    text = statistics.mean_with_sd(pd.DataFrame({"psnr": [20.0, 22.0], "ssim": [0.5, 0.7]}), {"psnr": 1, "ssim": 2})
+    assert text.to_dict() == {"psnr": "21.0 ± 1.4", "ssim": "0.60 ± 0.14"}
+    assert statistics.mean_with_sd(pd.DataFrame({"a": [1.0, 1.0]}))["a"] == "1.000 ± 0.000"
+
+
+def test_spread_within_is_half_the_mean_difference():
+    assert spread_within(torch.ones(3, 1, 4, 4, 4)) == 0
+    assert spread_within(torch.stack([torch.ones(2, 2), -torch.ones(2, 2)])) == 1  # the whole of [0, 1]
+
+
+def test_a_faded_tumour_keeps_its_share_of_contrast():
+    """Healthy brains 0 everywhere; tumours of contrast 0.4 and 0.2 in [0, 1], of which a view keeps a quarter."""
+    seg = torch.zeros(2, 1, 9, 9, 9)
+    seg[:, 0, 4, 4, 4] = 4
+    twin = torch.zeros(2, 1, 9, 9, 9)
+    patient = twin + 2 * torch.tensor([0.4, 0.2]).view(2, 1, 1, 1, 1) * (seg > 0)
+    views = {"patient": patient, "faded": patient / 4, "twin": twin}
+    table = contrast_table(views, seg, np.ones((2, 9, 9, 9), bool))
+    assert table["patient"].tolist() == pytest.approx([0.4, 0.2])
+    share = contrast_share(table, "patient", "twin")
+    assert share["patient"] == pytest.approx(1) and share["faded"] == pytest.approx(0.25) and share["twin"] == 0
+    seg[1] = 0
+    assert len(contrast_table(views, seg, np.ones((2, 9, 9, 9), bool))) == 1  # no core, no row
+
+
 # ---------------------------------------------------------------- subjects
 
 
@@ -180,7 +241,7 @@ class Volumes(list):
             dict(x=torch.stack([x, 1 - x]), y=(x + offset + 0.01 * i)[None], mask=torch.from_numpy(MASK)[None])
             for i, _ in enumerate(subjects)
         )
-        self.frame = pd.DataFrame(dict(subject=subjects))
+        self.manifest = Manifest(pd.DataFrame(dict(subject=subjects)), Path("folder"))
 
 
 def test_subjects_are_matched_by_name_not_by_position():

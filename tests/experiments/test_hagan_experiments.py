@@ -95,8 +95,8 @@ def test_volumes_of_a_painted_chest_and_of_noise():
 @pytest.fixture(scope="module")
 def brains(tmp_path_factory):
     folder = tmp_path_factory.mktemp("brains")
-    frame = simulated_dataset(dict(train=2), (64, 64, 42), 3.7, ("A",), tumour=False, folder=folder)
-    return LabelledCubes(frame, CubeContract("t1", 48))
+    manifest = simulated_dataset(dict(train=2), (64, 64, 42), 3.7, ("A",), tumour=False, folder=folder)
+    return LabelledCubes(manifest, CubeContract("t1", 48))
 
 
 def test_labels_lie_on_the_image(brains):
@@ -154,13 +154,13 @@ def test_other_people_are_learned_from_as_they_are(lesson, monkeypatch):
     splits, _ = hagan.lesson_cubes(lesson, "t1")
     asked = []
     monkeypatch.setattr(hagan, "train_or_load", lambda name, recipe, train, tune: asked.append(train))
-    whole = splits["train"].frame
-    for frame in (whole.drop(columns="source"), whole.iloc[::-1].reset_index(drop=True), whole.assign(source="real")):
-        splits["train"].frame = frame  # a look-alike, another order, real scans
+    whole = splits["train"].manifest
+    for table in (whole.table.drop(columns="simulator"), whole.table.iloc[::-1], whole.table.assign(simulated=False)):
+        splits["train"].manifest = whole.replace(table)  # a look-alike, another order, real scans
         hagan.trained_hagan(lesson, splits)
         assert asked.pop() is splits["train"]
     lesson.settings = load_settings("05", "quick", {"people": 2, "volume_counts": dict(train=2, tune=1, test=1)})
-    splits["train"].frame = whole
+    splits["train"].manifest = whole
     hagan.trained_hagan(lesson, splits)
     assert asked.pop() is splits["train"]
 
@@ -171,9 +171,9 @@ def test_shipped_generators_are_those_that_the_lessons_ask_for(modality, name):
         settings = load_settings(number, "lesson")
         contract = CubeContract(modality, settings.hagan["size"])
         people = People(settings, contract)
-        first = dict(people.frame.iloc[0])
+        first = people.manifest.scans()[0].cells
         held = [first["subject"][:-5] + f"{20_000 + i:05d}" for i in range(settings.volume_counts["tune"])]
-        tune = SimpleNamespace(contract=contract, frame=pd.DataFrame(dict(first, subject=held)))
+        tune = SimpleNamespace(contract=contract, manifest=people.manifest.replace(pd.DataFrame(dict(first, subject=held))))
         recipe = dict(algorithm="hagan", **settings.hagan, seed=0)
         folder = notebooks_folder() / "pretrained" / f"{name}-{artefact_key(recipe, people, tune)}"
         assert (folder / "weights.safetensors").stat().st_size < 16e6

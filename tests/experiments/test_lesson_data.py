@@ -1,12 +1,16 @@
 """DATA_DIR and the shipped models: real layouts take the same path, and what ships is what the lessons say it is."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from medsynth_lib.course.lesson import open_lesson
-from medsynth_lib.data.files.selection import pair_inputs, site_pair, split_sites
+from medsynth_lib.data.files.brats import find_cases
+from medsynth_lib.data.files.manifest import Manifest
+from medsynth_lib.data.files.selection import pair_inputs, site_pair
+from medsynth_lib.data.files.splits import split_sites
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects
 from medsynth_lib.experiments.lesson_data import kind_of, lesson_contract, lesson_manifest, lesson_volumes, volumes
@@ -15,46 +19,45 @@ from medsynth_lib.files import DataError
 from medsynth_lib.settings import load_settings, notebooks_folder
 
 
+def listed(rows):
+    """A manifest of rows, whose files nobody reads."""
+    return Manifest(pd.DataFrame(rows), Path("folder"))
+
+
 @pytest.fixture
 def brats_folder(tmp_path):
     """Six simulated subjects under the folder names of two real sites, with nobody at both, and without a manifest."""
-    frame = simulated_dataset(dict(train=6), (32, 32, 24), 7.5, folder=tmp_path / "simulated")
+    manifest = simulated_dataset(dict(train=6), (32, 32, 24), 7.5, folder=tmp_path / "simulated")
     root = tmp_path / "brats" / "HGG"
     for i, site in enumerate(["CBICA", "TCIA02"] * 3):
-        row = frame[(frame["site"] == ("SIMA" if site == "CBICA" else "SIMB"))].iloc[i]
+        scan = manifest.select(site="SIMA" if site == "CBICA" else "SIMB").scans()[i]
         name = f"BraTS19_{site}_{i:03d}_1"
         for modality in ("flair", "t1", "t2", "seg"):  # t1ce is missing: nothing here needs it
             target = root / name / f"{name}_{modality}.nii.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(tmp_path / "simulated" / row[modality], target)
+            shutil.copy(scan.path(modality), target)
     return tmp_path / "brats"
 
 
 def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(brats_folder))
     lesson = open_lesson("02", "quick", out_dir=tmp_path / "out")
-    frame = lesson_manifest(lesson)
-    assert site_pair(frame) == ("CBICA", "TCIA")
-    assert frame.groupby("site")["split"].agg(lambda s: sorted(s)).tolist() == [["test", "train", "tune"]] * 2
-    sample = volumes(frame, lesson_contract(lesson, frame), "TCIA", "test")[0]
+    manifest = lesson_manifest(lesson)
+    assert site_pair(manifest) == ("CBICA", "TCIA") and kind_of(manifest) == "real"
+    assert manifest.table.groupby("site")["split"].agg(lambda s: sorted(s)).tolist() == [["test", "train", "tune"]] * 2
+    sample = volumes(manifest, lesson_contract(lesson, manifest), "TCIA", "test")[0]
     assert sample["x"].shape == (2, 40, 40, 30) and sample["seg"].any()
 
 
 def test_saved_splits_win_and_leaks_are_refused(brats_folder, tmp_path):
-    from medsynth_lib.data.files.manifest import find_cases, write_manifest
-
-    frame = find_cases(brats_folder)
-    frame["split"] = ["train", "test"] * 3
-    write_manifest(frame, brats_folder / "manifest.csv")
+    find_cases(brats_folder).assign(split=["train", "test"] * 3).write(brats_folder / "manifest.csv")
     lesson = open_lesson("02", "quick", data_dir=brats_folder, out_dir=tmp_path / "out")
-    assert lesson_manifest(lesson)["split"].tolist() == ["train", "test"] * 3
+    assert lesson_manifest(lesson).table["split"].tolist() == ["train", "test"] * 3
 
 
 def test_splits_are_per_subject_and_repeatable():
-    frame = pd.DataFrame(
-        [dict(subject=f"{s}{i}", site=s, split="") for s, n in (("A", 40), ("B", 7)) for i in range(n)]
-    )
-    one, two, other = split_sites(frame, 0), split_sites(frame, 0), split_sites(frame, 1)
+    manifest = listed([dict(subject=f"{s}{i}", site=s, split="") for s, n in (("A", 40), ("B", 7)) for i in range(n)])
+    one, two, other = (split_sites(manifest, seed).table for seed in (0, 0, 1))
     assert one.equals(two) and not one.equals(other)
     assert one.groupby(["site", "split"]).size().to_dict() == {
         ("A", "test"): 10, ("A", "train"): 26, ("A", "tune"): 4, ("B", "test"): 2, ("B", "train"): 4, ("B", "tune"): 1
@@ -63,18 +66,22 @@ def test_splits_are_per_subject_and_repeatable():
 
 def test_sites_that_are_not_compared_may_be_small():
     """A brain for HA-GAN may come from a site with one subject; a pair of sites may not."""
-    frame = pd.DataFrame([dict(subject=f"{i}", site="A" if i else "B", split="") for i in range(8)])
-    assert split_sites(frame, 0, pooled=True)["split"].value_counts().to_dict() == {"train": 5, "test": 2, "tune": 1}
+    manifest = listed([dict(subject=f"{i}", site="A" if i else "B", split="") for i in range(8)])
+    assert split_sites(manifest, 0, pooled=True).table["split"].value_counts().to_dict() == {
+        "train": 5,
+        "test": 2,
+        "tune": 1,
+    }
     with pytest.raises(DataError, match="site B has 1 subject"):
-        split_sites(frame, 0)
+        split_sites(manifest, 0)
 
 
 def test_too_few_subjects_or_sites_are_named():
-    frame = pd.DataFrame([dict(subject=f"{i}", site="A", split="") for i in range(2)])
+    manifest = listed([dict(subject=f"{i}", site="A", split="") for i in range(2)])
     with pytest.raises(DataError, match="site A has 2 subject"):
-        split_sites(frame, 0)
+        split_sites(manifest, 0)
     with pytest.raises(DataError, match="only site A"):
-        site_pair(frame)
+        site_pair(manifest)
 
 
 WIDTH = load_settings("02", "lesson").width  # lesson 04's models are narrower, and only start there
@@ -104,10 +111,10 @@ def test_shipped_model_fits_the_profile_and_beats_the_baselines(folder, tmp_path
     assert {k: model.recipe[k] for k in ("width", "steps", "loss", "learning_rate")} == {
         k: getattr(s, k) for k in ("width", "steps", "loss", "learning_rate")
     }
-    frame = simulated_dataset(dict(train=4, test=4), tuple(s.shape), s.spacing, folder=tmp_path / "data")
-    model.require(lesson_contract(lesson, frame))
+    manifest = simulated_dataset(dict(train=4, test=4), tuple(s.shape), s.spacing, folder=tmp_path / "data")
+    model.require(lesson_contract(lesson, manifest))
     site = folder.name.split("-")[1]
-    train, test = (volumes(frame, model.contract, site, split) for split in ("train", "test"))
+    train, test = (volumes(manifest, model.contract, site, split) for split in ("train", "test"))
     own = score_subjects(lambda sample: predict(model.networks["generator"], sample), test, test)["psnr"].mean()
     for make in (copy_input(0), copy_input(1), mean_target(train)):
         assert own > score_subjects(make, test, test)["psnr"].mean() + 3
@@ -120,9 +127,9 @@ def own(tmp_path, text):
 
 
 def test_inputs_follow_from_what_the_data_has():
-    frame = pd.DataFrame(dict(flair=["a", ""], t2=["b", "b"], pd=["", "c"], t1=["d", "d"]))
-    assert pair_inputs(frame) == ("flair", "t2") and pair_inputs(frame.iloc[1:]) == ("t2", "pd")
-    assert pair_inputs(frame.drop(columns="t1")) is None
+    manifest = listed(dict(flair=["a", ""], t2=["b", "b"], pd=["", "c"], t1=["d", "d"]))
+    assert pair_inputs(manifest) == ("flair", "t2") and pair_inputs(manifest.select(pd="c")) == ("t2", "pd")
+    assert pair_inputs(manifest.replace(manifest.table.drop(columns="t1"))) is None
 
 
 def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
@@ -133,7 +140,7 @@ def test_data_without_pairs_gives_way_or_is_refused(tmp_path, capsys):
     assert kind_of(lesson_manifest(lesson, required=False)) == "simulated"
     assert "simulated data takes its place" in capsys.readouterr().out
     chests = lesson_volumes(lesson, "ct")
-    assert kind_of(chests) == "real" and sorted(set(chests["split"])) == ["test", "train", "tune"]
+    assert kind_of(chests) == "real" and sorted(set(chests.table["split"])) == ["test", "train", "tune"]
     assert kind_of(lesson_volumes(lesson, "t1", required=False)) == "simulated"
 
 
@@ -158,13 +165,13 @@ def test_two_sets_of_one_site_each_are_a_pair(tmp_path):
                 (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)
                 (tmp_path / "d" / name / f"{name}_{modality}.nii.gz").write_bytes(b"x")
     lesson = open_lesson("01", "quick", data_dir=tmp_path / "d", out_dir=tmp_path / "out")
-    assert set(lesson_manifest(lesson)["site"]) == {"UPENN", "UCSF"}
+    assert set(lesson_manifest(lesson).table["site"]) == {"UPENN", "UCSF"}
 
 
 def test_scans_that_lack_an_input_are_left_out_and_counted(tmp_path, capsys):
     rows = [f"p{i},{'AB'[i % 2]},f.nii.gz,t.nii.gz,{'y.nii.gz' if i else ''}" for i in range(8)]
-    frame = lesson_manifest(own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n"))
-    assert len(frame) == 7 and "1 of 8 scans lack one of flair, t2, t1" in capsys.readouterr().out
+    manifest = lesson_manifest(own(tmp_path, "subject,site,flair,t2,t1\n" + "\n".join(rows) + "\n"))
+    assert len(manifest) == 7 and "1 of 8 scans lack one of flair, t2, t1" in capsys.readouterr().out
 
 
 def test_sites_can_be_chosen(tmp_path):
@@ -172,8 +179,8 @@ def test_sites_can_be_chosen(tmp_path):
         f"{s}{i},{s},f.nii.gz,t.nii.gz,y.nii.gz\n" for s, n in (("P", 9), ("Q", 8), ("R", 3)) for i in range(n)
     )
     lesson = own(tmp_path, "subject,site,flair,t2,t1\n" + rows)
-    assert set(lesson_manifest(lesson)["site"]) == {"P", "Q"}
+    assert set(lesson_manifest(lesson).table["site"]) == {"P", "Q"}
     lesson = open_lesson(
         "01", "quick", data_dir=lesson.data_dir, out_dir=tmp_path / "o", overrides=dict(real_sites=["P", "R"])
     )
-    assert set(lesson_manifest(lesson)["site"]) == {"P", "R"}
+    assert set(lesson_manifest(lesson).table["site"]) == {"P", "R"}

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.evaluation.receptive_field import positive_copy, receptive_field
 from medsynth_lib.experiments import trained_models as artefacts
@@ -372,7 +374,8 @@ class Prepared(Volumes):
 
         super().__init__(n, seed)
         self.contract = contract or Contract()
-        self.frame = pd.DataFrame([dict(subject=f"s{seed}{i}", site="A", source="simulated") for i in range(n)])
+        rows = [dict(subject=f"s{seed}{i}", site="A", simulated=True) for i in range(n)]
+        self.manifest = Manifest(pd.DataFrame(rows), Path("folder"))
 
 
 def test_artefact_is_trained_once_and_read_back(tmp_path, monkeypatch):
