@@ -117,8 +117,10 @@ def similarity_boxes(similarities: Mapping[str, Mapping[str, Sequence[float]]], 
         similarities: organ -> name of the volumes -> one value a pair.
         pairs: how many there are at most.
     """
-    figure, axes = plt.subplots(1, len(similarities), figsize=(9, 2.8), layout="constrained", sharex=True)
-    for axis, (organ, values) in zip(axes, similarities.items(), strict=True):
+    figure, axes = plt.subplots(
+        1, len(similarities), figsize=(9, 2.8), layout="constrained", sharex=True, squeeze=False
+    )
+    for axis, (organ, values) in zip(axes[0], similarities.items(), strict=True):
         axis.boxplot(list(values.values()), orientation="horizontal", tick_labels=list(values))
         axis.set(title=f"{organ}, {pairs} pairs at most", xlabel="MS-SSIM of two different volumes")
     return figure
@@ -130,8 +132,8 @@ def neighbour_scatter(neighbours: Mapping[str, Mapping[str, pd.DataFrame]]) -> F
     Args:
         neighbours: title of the panel -> name of the volumes -> table of `generation.nearest_neighbours`.
     """
-    figure, axes = plt.subplots(1, len(neighbours), figsize=(10, 3), layout="constrained")
-    for axis, (title, tables) in zip(axes, neighbours.items(), strict=True):
+    figure, axes = plt.subplots(1, len(neighbours), figsize=(10, 3), layout="constrained", squeeze=False)
+    for axis, (title, tables) in zip(axes[0], neighbours.items(), strict=True):
         for name, table in tables.items():
             axis.scatter(table["distance"], table["share"], s=14, label=name)
         axis.set(title=title, xlabel="RMS distance to the nearest training volume", ylabel="over the median")

@@ -51,7 +51,8 @@ def dose_response(
     Returns:
         One panel a direction. Thin: one start; thick: the mean of the walks that could be measured from end to end.
     """
-    figure, axes = plt.subplots(1, len(names), figsize=(2.9 * len(names), 3.1), layout="constrained", sharey=True)
+    options = dict(layout="constrained", sharey=True, squeeze=False)
+    figure, (axes,) = plt.subplots(1, len(names), figsize=(2.9 * len(names), 3.1), **options)
     for i, (factor, axis) in enumerate(zip(names, axes, strict=True)):
         whole = []
         for (name, y), colour in zip(walked.items(), ("tab:blue", "tab:orange", "tab:green"), strict=False):
