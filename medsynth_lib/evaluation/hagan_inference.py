@@ -23,13 +23,13 @@ def encode(encoder_high: nn.Module, encoder_ground: nn.Module, x: Tensor, depth:
 
 @torch.no_grad()
 def decode_in_parts(high: nn.Module, a: Tensor, depth: int) -> Tensor:
-    """Return volumes of features A or A-hat by G^H on one sub-volume after the other, as (6) and (7) train it.
+    """Return volumes of features by G^H on one sub-volume after the other.
 
-    `sample` gives G^H all of A at once, and thereby other means and variances to its group norm.
+    That is how (6) and (7) train it. `sample` gives G^H all of A at once, and its group norm other means and variances.
 
     Args:
         high: G^H.
-        a: features (b, 2c, S/4, S/4, S/4).
+        a: features A or A-hat (b, 2c, S/4, S/4, S/4).
         depth: slices of a sub-volume.
 
     Returns: (b, 1, S, S, S) in [-1, 1].
@@ -52,10 +52,10 @@ def sample(common: nn.Module, high: nn.Module, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample_by_slabs(common: nn.Module, high: nn.Module, z: Tensor, slices: int = 4) -> Tensor:
-    """Return what `sample` returns, to rounding, in bounded memory: G^H on a few slices of A at a time.
+    """Return what `sample` returns, to rounding, in bounded memory.
 
-    A group norm needs the whole volume's mean and variance. So the slabs pass twice: once for the statistics, once to use
-    them. A slab takes one more slice of A on either side, which the convolutions look at.
+    G^H sees a few slices of A at a time. Its group norm needs the whole volume's mean and variance. So the slabs pass twice:
+    once for the statistics, once to use them. A slab takes one more slice of A on either side, which the convolutions look at.
 
     Args:
         slices: of A, which make four times as many of the volume.

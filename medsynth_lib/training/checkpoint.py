@@ -1,16 +1,22 @@
 """Checkpoints without pickle: tensors and one JSON header in a safetensors file."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from medsynth_lib.files import atomic
 
+Networks = Mapping[str, nn.Module]
+Optimisers = Mapping[str, torch.optim.Optimizer]
 
-def save_checkpoint(path, networks, optimisers, meta):
-    """Write networks' and optimisers' state and ``meta`` (JSON) to ``path``, atomically."""
+
+def save_checkpoint(path: Path, networks: Networks, optimisers: Optimisers, meta: dict) -> None:
+    """Write the state of networks and optimisers, and ``meta`` as JSON, atomically."""
     tensors = {}
     for name, network in networks.items():
         tensors |= {f"network/{name}/{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
@@ -23,11 +29,12 @@ def save_checkpoint(path, networks, optimisers, meta):
         save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
 
-def load_checkpoint(path, networks, optimisers):
+def load_checkpoint(path: Path, networks: Networks, optimisers: Optimisers) -> dict:
     """Load a checkpoint into networks and optimisers, in place; return its ``meta``.
 
-    Learning rates are not stored: the loop sets them at every step. Raises ValueError where the file is damaged or was
-    written by networks of another shape.
+    Learning rates are not stored: the loop sets them at every step.
+
+    Raises: ValueError where the file is damaged or was written by networks of another shape.
     """
     try:
         with safe_open(path, "pt") as f:
@@ -48,6 +55,6 @@ def load_checkpoint(path, networks, optimisers):
     return meta
 
 
-def under(tensors, prefix):
-    """The entries whose key starts with a prefix, without it."""
+def under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the entries whose key starts with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -27,12 +27,12 @@ def select_high(x: Tensor, r: int, depth: int) -> Tensor:
 
 
 def select_low(a: Tensor, r: int, depth: int) -> Tensor:
-    """Return S^L(A; r): the same share of features (b, 2c, S/4, S/4, S/4) as `select_high` takes of volumes."""
+    """Return S^L(A; r): the same slices of features (b, 2c, S/4, S/4, S/4)."""
     return a[:, :, r // 4 : r // 4 + depth // 4]
 
 
 def low_resolution(x: Tensor) -> Tensor:
-    """Return X^L (b, 1, S/4, S/4, S/4): every fourth voxel (nearest neighbour), as the public code takes it."""
+    """Return X^L (b, 1, S/4, S/4, S/4): every fourth voxel, as the public code takes it."""
     return F.interpolate(x, scale_factor=0.25)
 
 
@@ -45,7 +45,7 @@ def draw_start(size: int, depth: int, step: int = 4) -> int:
 
 
 def bce(logits: Tensor, real: bool) -> Tensor:
-    """Return -log D(x) for real volumes, -log(1 - D(x)) for generated ones: the terms of equation (1), as a mean."""
+    """Return a term of (1) as a mean: -log D(x) where real is wanted, else -log(1 - D(x))."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
 
@@ -74,37 +74,18 @@ class HAGAN(Algorithm):
         self.networks = self.make_networks()
         self.optimisers = {name: self.make_optimiser(name) for name in self.networks}
 
-    def make_networks(self, **kind: int) -> dict[str, nn.Module]:
-        """Make the seven networks of Table I."""
-        s = self.settings
-        return networks(s.size, s.latent, s.c, s.fraction, **kind)
-
-    def make_optimiser(self, name: str) -> torch.optim.Optimizer:
-        """Make Adam for one network (section II-E)."""
-        groups = [{"params": list(self.networks[name].parameters()), "rate": self.rate(name)}]
-        return torch.optim.Adam(groups, self.settings.learning_rate, betas=(self.settings.beta_1, BETA_2))
-
-    def rate(self, name: str) -> float:
-        """Return a network's learning rate as a multiple of the generator's (section II-E)."""
-        return self.settings.discriminator_rate if name in DISCRIMINATORS else 1.0
-
     def step(self, batch: Batch, run: Run = Run()) -> Losses:
-        """Run one iteration. Update, in this order: 1. D^H and D^L, 2. G^A, G^L and G^H, 3. E^H, 4. E^G."""
+        """Run one iteration: the four updates, in this order."""
         real = self.cut(batch, self.draw_start())
+        # 1. D^H and D^L
         on_real, on_fake = self.update(DISCRIMINATORS, run, lambda: self.real_loss(real), lambda: self.fake_loss(real))
+        # 2. G^A, G^L and G^H
         (g,) = self.update(GENERATOR, run, lambda: self.generator_loss(real))
+        # 3. E^H
         (e_high,) = self.update(("E^H",), run, lambda: self.high_loss(real))
+        # 4. E^G
         (e_ground,) = self.update(("E^G",), run, lambda: self.ground_loss(real))
         return {"d": on_real + on_fake, "g": g, "e_high": e_high, "e_ground": e_ground}
-
-    def draw_start(self) -> int:
-        """Draw r ~ U."""
-        return draw_start(self.size, self.depth)
-
-    def cut(self, batch: Batch, r: int) -> Real:
-        """Return a batch with what the discriminators see of it."""
-        x = batch["x"]
-        return Real(x, r, select_high(x, r, self.depth), low_resolution(x))
 
     def update(self, names: tuple[str, ...], run: Run, *terms: Callable[[], Tensor]) -> list[Tensor]:
         """Take one step of these networks on the sum of the terms; return the terms' values.
@@ -112,25 +93,13 @@ class HAGAN(Algorithm):
         Args:
             terms: parts of the loss. They are computed here, when no other network needs gradients.
         """
-        self.learn(names)
+        self.learn_only(names)
         values = [term() for term in terms]
         run.backward(sum(values))
         self.take_step(names)
         return [value.detach() for value in values]
 
-    def learn(self, names: tuple[str, ...]) -> None:
-        """Let these networks have gradients, and no other."""
-        for name, optimiser in self.optimisers.items():
-            self.networks[name].requires_grad_(name in names)
-            optimiser.zero_grad(set_to_none=True)
-
-    def take_step(self, names: tuple[str, ...]) -> None:
-        """Take the optimisers' step of these networks."""
-        for name, optimiser in self.optimisers.items():
-            if name in names:
-                optimiser.step()
-
-    # -- section II-B: the generator, equations (2) and (3); the discriminators, equations (4) and (5) -------------------------
+    # -- section II-B: the generator, (2) and (3); the discriminators, (4) and (5) ---------------------------------------------
 
     def noise(self, real: Real) -> Tensor:
         """Draw Z ~ N(0, I), a code (b, latent) for each real volume."""
@@ -142,7 +111,7 @@ class HAGAN(Algorithm):
         return a, select_low(a, real.r, self.depth)
 
     def generate(self, z: Tensor, real: Real) -> tuple[Tensor, Tensor]:
-        """Return a generated sub-volume, equation (3), and low-resolution volume, equation (2)."""
+        """Return a generated sub-volume and low-resolution volume."""
         a, a_r = self.common(z, real)
         x_low = self.networks["G^L"](a)  # (2)
         del a  # the largest tensor; the sub-volume needs a part of it
@@ -154,26 +123,26 @@ class HAGAN(Algorithm):
         return self.networks["D^H"](x_r, r / (self.size - self.depth)), self.networks["D^L"](x_low)
 
     def adversarial(self, logits: tuple[Tensor, ...], real: bool) -> Tensor:
-        """Add the terms of equation (4), of D^H, and of equation (5), of D^L."""
+        """Return one kind of term of (4) and (5): of real volumes, or of generated ones."""
         d_high, d_low = logits
         return bce(d_high, real) + bce(d_low, real)  # (4) + (5)
 
     def real_loss(self, real: Real) -> Tensor:
-        """Return the first terms of (4) and (5), max over D: -log D^H(S^H(X^H; r)) - log D^L(X^L)."""
+        """Return the first terms of (4) and (5), max over D: real volumes are judged real."""
         return self.adversarial(self.judge(real.x_r, real.x_low, real.r), True)
 
     def fake_loss(self, real: Real) -> Tensor:
-        """Return the second terms, max over D: -log(1 - D^H(generated sub-volume)) - log(1 - D^L(generated X^L))."""
+        """Return the second terms of (4) and (5), max over D: generated volumes are judged fake."""
         with torch.no_grad():
             x_r, x_low = self.generate(self.noise(real), real)
         return self.adversarial(self.judge(x_r, x_low, real.r), False)
 
     def generator_loss(self, real: Real) -> Tensor:
-        """Return the second terms, min over G, in the non-saturating form -log D of the generated volumes."""
+        """Return the second terms, min over G, in the non-saturating form -log D."""
         x_r, x_low = self.generate(self.noise(real), real)
         return self.adversarial(self.judge(x_r, x_low, real.r), True)
 
-    # -- section II-C: the encoder, equations (6) and (7), weighted as in (8) ---------------------------------------------------
+    # -- section II-C: the encoder, (6) and (7), with their weights in (8) -----------------------------------------------------
 
     @torch.no_grad()  # E^H learns from (6) alone
     def features(self, x: Tensor) -> Tensor:
@@ -186,29 +155,66 @@ class HAGAN(Algorithm):
         return self.settings.lam * F.l1_loss(self.networks["G^H"](a_hat_r), real.x_r)  # (6)
 
     def ground_loss(self, real: Real) -> Tensor:
-        """Return lambda_2 times (7): the low-resolution volume and the sub-volume from the code of the whole volume."""
+        """Return lambda_2 times (7): both volumes that D sees, from the code of the whole."""
         z_hat = self.networks["E^G"](self.features(real.x))
         x_r, x_low = self.generate(z_hat, real)
         return self.settings.lam * (F.l1_loss(x_low, real.x_low) + F.l1_loss(x_r, real.x_r))  # (7)
 
-    # -- what the history shows ------------------------------------------------------------------------------------------------
+    # -- section II-E: networks and optimisers; what the history shows ---------------------------------------------------------
+
+    def make_networks(self, **kind: int) -> dict[str, nn.Module]:
+        """Make the seven networks of Table I."""
+        s = self.settings
+        return networks(s.size, s.latent, s.c, s.fraction, **kind)
+
+    def make_optimiser(self, name: str) -> torch.optim.Optimizer:
+        """Make Adam for one network."""
+        groups = [{"params": list(self.networks[name].parameters()), "rate": self.rate(name)}]
+        return torch.optim.Adam(groups, self.settings.learning_rate, betas=(self.settings.beta_1, BETA_2))
+
+    def rate(self, name: str) -> float:
+        """Return a network's learning rate as a multiple of the generator's."""
+        return self.settings.discriminator_rate if name in DISCRIMINATORS else 1.0
+
+    def draw_start(self) -> int:
+        """Draw r ~ U."""
+        return draw_start(self.size, self.depth)
+
+    def cut(self, batch: Batch, r: int) -> Real:
+        """Return a batch with what the discriminators see of it."""
+        x = batch["x"]
+        return Real(x, r, select_high(x, r, self.depth), low_resolution(x))
+
+    def learn_only(self, names: tuple[str, ...]) -> None:
+        """Let these networks have gradients, and no other."""
+        for name, optimiser in self.optimisers.items():
+            self.networks[name].requires_grad_(name in names)
+            optimiser.zero_grad(set_to_none=True)
+
+    def take_step(self, names: tuple[str, ...]) -> None:
+        """Take the optimisers' step of these networks."""
+        for name, optimiser in self.optimisers.items():
+            if name in names:
+                optimiser.step()
 
     def validate(self, batch: Batch) -> Losses:
-        """Return, of held-out volumes, the logit of D^H for the middle sub-volume, and how well they are recovered."""
-        real = self.cut(batch, 4 * ((self.size - self.depth) // 8))
+        """Return the logit of D^H for held-out volumes, and how well these are recovered."""
+        real = self.cut(batch, 4 * ((self.size - self.depth) // 8))  # the middle sub-volume
         d_high = self.judge(real.x_r, real.x_low, real.r)[0]
         return {"d_real": d_high[:, 0].mean()} | self.recovery(real)
 
     def recovery(self, real: Real) -> Losses:
-        """Return the L1 error of G^H(G^A(E^G(A-hat))), the whole volume from its code."""
+        """Return the L1 error of whole volumes from their codes, G^H(G^A(E^G(A-hat)))."""
         a, _ = self.common(self.networks["E^G"](self.features(real.x)), real)
         return {"recovery_l1": F.l1_loss(self.networks["G^H"](a), real.x)}
 
 
 def features(encoder_high: nn.Module, x: Tensor, depth: int) -> Tensor:
-    """Return A-hat (b, 2c, S/4, S/4, S/4) of volumes (b, 1, S, S, S): E^H on sub-volume after sub-volume.
+    """Return A-hat (b, 2c, S/4, S/4, S/4): E^H on sub-volume after sub-volume.
 
     Args:
+        encoder_high: E^H.
+        x: volumes (b, 1, S, S, S).
         depth: slices of a sub-volume.
     """
     return torch.cat([encoder_high(select_high(x, t, depth)) for t in range(0, x.shape[2], depth)], 2)

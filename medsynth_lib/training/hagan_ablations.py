@@ -32,7 +32,7 @@ class WithoutLowBranch(HAGAN):
         return bce(*logits, real)
 
     def ground_loss(self, real: Real) -> Tensor:
-        """Return lambda_2 times the second term of (7): the sub-volume from the code of the whole volume."""
+        """Return lambda_2 times the second term of (7): the sub-volume from the code of the whole."""
         x_r, _ = self.generate(self.networks["E^G"](self.features(real.x)), real)
         return self.settings.lam * F.l1_loss(x_r, real.x_r)
 

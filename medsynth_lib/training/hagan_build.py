@@ -35,7 +35,9 @@ FORMS = {  # settings -> classes, from the outermost to the one that is built on
 
 
 def build(settings: HAGANSettings, *given: object) -> HAGAN:
-    """Build the HA-GAN that settings describe: the form by their class, lean and running mean by their fields.
+    """Build the HA-GAN that settings describe.
+
+    Their class says which form; their fields say whether it is lean and keeps a running mean.
 
     Args:
         given: what the form needs besides: basis and start of an `InformedHAGAN`.

@@ -45,7 +45,7 @@ class WithClasses:
         return super().common(self.with_label(z, real.label), real)
 
     def with_label(self, z: Tensor, label: Tensor) -> Tensor:
-        """Return codes (b, latent + classes): codes (b, latent) and, behind them, the class as one-hot numbers."""
+        """Return codes (b, latent) with the class behind them as one-hot numbers."""
         return torch.cat([z, F.one_hot(label, self.settings.classes).to(z)], 1)
 
     def adversarial(self, logits: tuple[Tensor, ...], real: bool) -> Tensor:
@@ -58,7 +58,7 @@ class WithClasses:
         return self.adversarial(logits, True) + self.label_loss(logits, real.label)
 
     def generator_loss(self, real: Labelled) -> Tensor:
-        """Return the second terms of (4) and (5) for G, and a tenth of the cross-entropy of the wanted classes."""
+        """Return the loss of G, and a tenth of the cross-entropy of the wanted classes."""
         logits = self.judge(*self.generate(self.noise(real), real), real.r)
         return self.adversarial(logits, True) + LABEL_WEIGHT * self.label_loss(logits, real.label)
 

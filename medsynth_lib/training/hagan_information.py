@@ -68,7 +68,12 @@ class Posterior(nn.Module):
 def fit_posterior(
     q: Posterior, x: Tensor, measures: Tensor, steps: int, batch_size: int = 32, rate: float = 0.002, seed: int = 0
 ) -> None:
-    """Maximise the bound over Q on real low-resolution volumes (n, 1, S/4, S/4, S/4) and normal scores (n, k)."""
+    """Maximise the bound over Q on real volumes.
+
+    Args:
+        x: low-resolution volumes (n, 1, S/4, S/4, S/4).
+        measures: their normal scores (n, k).
+    """
     generator, adam = torch.Generator().manual_seed(seed), torch.optim.Adam(q.parameters(), rate)
     for _ in range(steps):
         some = torch.randint(len(x), (batch_size,), generator=generator)
@@ -136,11 +141,11 @@ class InformedHAGAN(WithoutEncoder):
         )
 
     def bound(self, z: Tensor, x_low: Tensor) -> Tensor:
-        """Return the bound of I(c; G(z)) in nats, for codes (b, latent) and their low-resolution volumes."""
+        """Return the bound of I(c; G(z)) in nats, of codes (b, latent) and their X^L."""
         return information_bound(z @ self.basis.T.to(z), *self.networks["Q"](x_low))
 
     def validate(self, batch: Batch) -> Losses:
-        """Return the bound for 16 generated volumes, in nats, and the same expression for held-out real ones.
+        """Return the bound for 16 generated volumes in nats, and the same of held-out real ones.
 
         The latter is no bound: measurements are correlated, so that their entropy is below that of N(0, I).
         """

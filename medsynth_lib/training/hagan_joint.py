@@ -42,7 +42,7 @@ class JointHAGAN(HAGAN):
         return self.settings.encoder_rate if name == "E^G" else super().rate(name)
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Enter the phase of this step; standardise the codes when the adversarial training phase begins."""
+        """Enter the phase of this step; standardise codes when adversarial training begins."""
         counting = ceil(self.settings.recovery_first * steps)  # the step at which it begins
         adversarial = counting and counting + ceil(COUNTING * steps)
         self.phase = "recovery" if step < counting else "counting" if step < adversarial else "adversarial"
@@ -50,7 +50,10 @@ class JointHAGAN(HAGAN):
             self.settle()
 
     def settle(self) -> None:
-        """Make codes standard for encoder and generator alike; the volume that a code is drawn as does not change."""
+        """Make codes standard for encoder and generator alike.
+
+        The volume that the generator draws of a real volume's code does not change.
+        """
         standard = self.networks["E^G"].standard
         standard.settle()
         for name in ("G^A", "mean G^A"):
@@ -58,7 +61,7 @@ class JointHAGAN(HAGAN):
                 self.networks[name].standard.load_state_dict(standard.state_dict())
 
     def step(self, batch: Batch, run: Run = Run()) -> Losses:
-        """Run one iteration. Update, in this order: 1. D^H and D^L, 2. G^A, G^L, G^H and E^G, 3. E^H.
+        """Run one iteration. Update: 1. D^H and D^L, 2. G^A, G^L, G^H and E^G, 3. E^H.
 
         Without the adversarial training phase there is no update of D and no loss of G. Where recovery comes first, the
         encoders learn in that phase alone.
@@ -80,14 +83,14 @@ class JointHAGAN(HAGAN):
         return losses
 
     def ground_loss(self, real: Real) -> Tensor:
-        """Return lambda_2 times (7) for drawn codes, plus kl_weight times the KL of the codes to N(0, I)."""
+        """Return lambda_2 times (7) for drawn codes, plus the weighted KL of the codes to N(0, I)."""
         z, kl = self.codes(self.features(real.x))
         x_r, x_low = self.generate(z, real)
         recovery = F.l1_loss(x_low, real.x_low) + F.l1_loss(x_r, real.x_r)
         return self.settings.lam * recovery + self.settings.kl_weight * kl
 
     def codes(self, a_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw standardised codes (b, latent) from q(z | X); return them and their KL to N(0, I) in nats."""
+        """Draw codes from q(z | X); return them, standardised, and their KL to N(0, I) in nats."""
         encoder = self.networks["E^G"]
         mean, log_variance = encoder(a_hat, posterior=True)
         drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)

@@ -47,7 +47,7 @@ class SecondMomentAdam(torch.optim.Optimizer):
         self.now["on"] = on
 
     def hook(self, parameter: nn.Parameter) -> None:
-        """Take a parameter's step, where that is asked for; autograd calls this when its gradient is complete."""
+        """Take the step of a parameter whose gradient is complete, where that is asked for."""
         if self.now["on"]:
             self.update(parameter)
             parameter.grad = None
@@ -96,7 +96,7 @@ class Lean:
 
     def update(self, names: tuple[str, ...], run: Run, *terms: Callable[[], Tensor]) -> list[Tensor]:
         """Take one step of these networks on the sum of the terms; the terms share no graph."""
-        self.learn(names)
+        self.learn_only(names)
         values = []
         for term in terms[:-1]:
             loss = term()
@@ -110,7 +110,10 @@ class Lean:
 
     @contextmanager
     def steps_at_once(self, names: tuple[str, ...], run: Run) -> Iterator[None]:
-        """Let parameters step within the backward pass, unless other processes or a scale are still to be reckoned with."""
+        """Let parameters step within the backward pass in this block, where they may.
+
+        They may not where other processes have gradients to add, or where the loss is scaled.
+        """
         alone = run.processes == 1 and run.precision != "16-mixed"
         optimisers = [optimiser for name, optimiser in self.optimisers.items() if name in names]
         optimisers = [optimiser for optimiser in optimisers if alone and hasattr(optimiser, "at_once")]

@@ -66,14 +66,14 @@ class Algorithm:
     reads: tuple[str, ...]
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Do what is due before step ``step`` (from 0) of ``steps``; also the first call after a resume."""
+        """Do what is due before a step (from 0), such as entering a phase; also after a resume."""
 
     def learning_rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step."""
         return linear_decay(self.settings, step, steps)
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the batch that `step` gets, such as an augmented one; ``generator`` is on the CPU everywhere."""
+        """Return the batch that `step` gets, such as an augmented one; the generator is a CPU's."""
         return batch
 
     def step(self, batch: Batch, run: Run = Run()) -> Losses:
@@ -81,7 +81,7 @@ class Algorithm:
         raise NotImplementedError
 
     def validate(self, batch: Batch) -> Losses:
-        """Return scalar losses of a tuning batch; networks are in evaluation mode, without gradients."""
+        """Return scalar losses of a tuning batch, in evaluation mode and without gradients."""
         raise NotImplementedError
 
 
@@ -166,7 +166,7 @@ def set_up(algorithm: Algorithm, fabric: Fabric | None) -> Run:
 
 
 def resume(algorithm: Algorithm, folder: Path) -> tuple[History, int]:
-    """Load the last checkpoint of a folder, if any; return the history and the steps that are done."""
+    """Load the last checkpoint of a folder, if any; return the history and the steps done."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return History([]), 0
@@ -198,7 +198,7 @@ def validation_losses(algorithm: Algorithm, tune: Sequence, run: Run) -> Losses:
 
 
 def write_state(folder: Path, algorithm: Algorithm, step: int, rows: list[dict]) -> None:
-    """Write the history as a table, then the checkpoint; losses since the last row are not stored."""
+    """Write the history as a table, then the checkpoint, without losses since the last row."""
     if rows:
         with atomic(folder / "history.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
@@ -210,7 +210,7 @@ def write_state(folder: Path, algorithm: Algorithm, step: int, rows: list[dict])
 
 
 def linear_decay(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Return the learning rate of a step: constant, then linear towards zero, never below the final rate.
+    """Return the learning rate of a step: constant, then linear, never below the final rate.
 
     Public code of pix2pix: 50 epochs constant, 70 of decay: constant_until 50/120, decay_until 1, final rate 0.
     """
@@ -229,7 +229,10 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> list[int]:
-    """Return the indices of one step's batch; every epoch is a new permutation, shared out among the processes."""
+    """Return the indices of one step's batch.
+
+    Every epoch is a new permutation of the n samples, shared out among the processes.
+    """
     positions = np.arange(batch_size) + (step * ranks + rank) * batch_size
     epochs = {e: np.random.default_rng([seed, int(e)]).permutation(n) for e in np.unique(positions // n)}
     return [int(epochs[p // n][p % n]) for p in positions]
@@ -244,7 +247,7 @@ def read_batch(
 
 
 def read_ahead(read: Callable[[int], Any], start: int, end: int) -> Iterator:
-    """Yield read(step) for start <= step < end; a second thread reads the next one while this one is used."""
+    """Yield read(step) for start <= step < end, each read by a second thread one step ahead."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(read, start) if start < end else None
         for step in range(start, end):
@@ -265,7 +268,7 @@ def mean_losses(recent: list[Losses]) -> dict[str, float]:
 
 
 def require_finite(losses: list[Losses], step: int) -> None:
-    """Raise NonFiniteLoss naming the loss and the earliest step; ``losses`` are those of the steps up to ``step``."""
+    """Raise NonFiniteLoss for the first NaN or infinity in the losses of the steps up to this."""
     if torch.stack([value for each in losses for value in each.values()]).isfinite().all():
         return
     for i, each in enumerate(losses):
@@ -279,7 +282,7 @@ def require_finite(losses: list[Losses], step: int) -> None:
 
 @contextmanager
 def interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that no step is left half done; the second interrupts at once."""
+    """Turn the first Ctrl-C into a flag, so that a step is finished; the second interrupts."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield lambda: False
         return
