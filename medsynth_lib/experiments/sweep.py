@@ -146,8 +146,13 @@ def chosen(groups: Sequence[Group], only: str = "", part: str = "1/1") -> list[G
         groups: all of a study.
         only: comma-separated parts of cells' names; empty for all cells.
         part: "I/N", the I-th of N shares of the groups.
+
+    Raises:
+        ValueError: for a part that is none.
     """
-    share, shares = map(int, part.split("/"))
+    share, shares = (int(n) if n.isdecimal() else 0 for n in (part + "/0").split("/")[:2])
+    if not 1 <= share <= shares:
+        raise ValueError(f"part {part!r}: write I/N for the I-th of N shares, such as 1/4")
     wanted = [text.strip().lower() for text in only.split(",")]
     return [
         Group(group.open, [cell for cell in group.cells if any(text in cell.name.lower() for text in wanted)])

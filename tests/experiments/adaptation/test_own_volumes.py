@@ -8,41 +8,46 @@ import numpy as np
 import pytest
 import torch
 
+from medsynth_lib import cli
 from medsynth_lib.data.files.nifti import read_volume, write_volume
 from medsynth_lib.data.preparation.appearance import quantiles
-from medsynth_lib.experiments.adaptation import own_volumes as use
-from medsynth_lib.experiments.adaptation import study as uda
-from medsynth_lib.experiments.lesson_data import lesson_contract, lesson_manifest
+from medsynth_lib.experiments.adaptation import cells, own_scans, own_volumes
+from medsynth_lib.experiments.adaptation.direction import Direction
+from medsynth_lib.experiments.adaptation.study import Predictor, make_study
 from medsynth_lib.files import DataError
 from medsynth_lib.settings import REPO, load_settings
 
 SCANNERS = REPO / "notebooks" / "scanners.yaml"  # of the simulated sites A and B
 
 
+FEWEST = own_scans.FEWEST
+BRIEF = {"steps": 2, "validate_every": 2}
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """A base model of two steps, and a folder of three unlabelled subjects of site B."""
-    folder = tmp_path_factory.mktemp("use")
+    folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDSYNTH_CACHE", str(folder / "cache"))
         patch.setenv("MEDSYNTH_HEADLESS", "1")
-        settings = load_settings("04", "quick", {"steps": 2, "adapt_steps": 2, "sites": ["A", "B"]})
-        patch.setattr(use, "load_settings", lambda *_: settings)
-        lesson = SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="04")
-        frame = lesson_manifest(lesson)
-        study = uda.Study(frame, lesson_contract(lesson, frame), settings, "SIMA", "SIMB")
-        target = frame[(frame["site"] == "SIMB") & (frame["split"] == "adapt")].head(use.FEWEST)
-        for name in [row[m] for _, row in target.iterrows() for m in ("flair", "t2")]:
+        settings = load_settings("04", "quick", {"pix2pix": BRIEF, "adaptation": BRIEF, "sites": ["A", "B"]})
+        study = cells.open_study(settings, "SIMA", "SIMB", 0)
+        target = study.direction.manifest.select(site="SIMB", split="adapt").head(FEWEST)
+        for name in [scan[m] for scan in target.scans() for m in ("flair", "t2")]:
             (folder / "target" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(frame.attrs["root"] / name, folder / "target" / name)
-        yield SimpleNamespace(model=study.trained("SIMA").folder, target=folder / "target", study=study, folder=folder)
+            shutil.copy(target.root / name, folder / "target" / name)
+        model = study.sources.trained("SIMA").folder
+        yield SimpleNamespace(model=model, target=folder / "target", study=study, settings=settings, folder=folder)
 
 
-def test_it_writes_t1_spread_and_doubt_in_the_original_grid(given, capsys):
+def test_it_writes_t1_spread_and_doubt_in_the_original_grid(given, capsys, monkeypatch):
+    monkeypatch.setattr("medsynth_lib.settings.load_settings", lambda *_: given.settings)
     out = given.folder / "out"
     arguments = ["--model", given.model, "--target", given.target, "--out", out, "--seeds", "2", "--scanners", SCANNERS]
-    assert use.main([str(a) for a in arguments]) == 0
-    assert "adaptation 2 of 2" in capsys.readouterr().out
+    assert cli.main(["adapt", *map(str, arguments)]) == 0
+    assert "adaptation 2 of 2: 2 steps" in capsys.readouterr().out
     originals = sorted(given.target.rglob("*_t2.nii.gz"))
     written = [sorted(out.glob(f"*_{kind}.nii.gz")) for kind in ("t1", "spread", "do_not_trust")]
     assert [len(w) for w in written] == [len(originals)] * 3
@@ -53,27 +58,39 @@ def test_it_writes_t1_spread_and_doubt_in_the_original_grid(given, capsys):
             found = read_volume(path)
             assert found.shape == wanted.shape and torch.allclose(found.affine, wanted.affine)
         image, unsure = read_volume(t1), read_volume(doubt, labels=True)
-        assert 0 <= image.min() and image.max() <= use.UNITS and set(unsure.unique().tolist()) <= {0, 1}
+        assert 0 <= image.min() and image.max() <= own_volumes.UNITS and set(unsure.unique().tolist()) <= {0, 1}
         assert (image.as_tensor()[wanted.as_tensor() == 0] == 0).all()
+
+
+def test_size_and_spacing_of_the_given_settings_count(given, tmp_path, monkeypatch):
+    """A lesson whose size is overridden adapts a model of that size; the profile's own size would not fit it."""
+    settings = replace(given.settings, size=(28, 32, 24))
+    direction = given.study.direction
+    contract = replace(direction.contract, size=settings.size)
+    smaller = make_study(Direction(direction.manifest, contract, "SIMA", "SIMB"), settings)
+    monkeypatch.setattr(own_volumes, "adapted", lambda *_: Predictor(lambda sample: sample["x"][:1]))
+    model = smaller.sources.trained("SIMA").folder
+    assert len(own_volumes.adapt_folder(model, given.target, tmp_path, settings, seeds=1)) == FEWEST
+    with pytest.raises(DataError, match="are not those of the simulated source"):
+        own_volumes.adapt_folder(model, given.target, tmp_path, given.settings, seeds=1)
 
 
 def test_the_example_file_describes_the_simulated_scanners(given):
     """Same curve, and same style of inputs, as with the simulator's own description."""
-    study = given.study
-    known = use.read_scanners(SCANNERS)
-    other = uda.Study(study.frame, study.contract, study.settings, "SIMA", "SIMB",
-                      scanners={"SIMA": known["source"], "SIMB": known["target"]})  # fmt: skip
-    assert np.allclose(study.curve(), other.curve())
-    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(study.target_style, other.target_style, strict=True))
+    known, direction = own_scans.read_scanners(SCANNERS), given.study.direction
+    scanners = {"SIMA": known["source"], "SIMB": known["target"]}
+    other = make_study(Direction(direction.manifest, direction.contract, "SIMA", "SIMB", scanners), given.settings)
+    assert np.allclose(given.study.physics.curve(), other.physics.curve())
+    assert all(torch.equal(a["x"], b["x"]) for a, b in zip(given.study.style.train, other.style.train, strict=True))
 
 
 def test_spread_is_that_of_predictors_and_mirror_images():
     """Of a symmetric head, only disagreement between predictors counts; a one-sided predictor disagrees with its mirror."""
     sample = {"x": torch.ones(2, 4, 3, 3), "mask": torch.ones(1, 4, 3, 3, dtype=torch.bool)}
-    mean, spread = use.ensemble([lambda s: 0 * s["x"][:1], lambda s: s["x"][:1]], sample)
+    mean, spread = own_volumes.ensemble([lambda s: 0 * s["x"][:1], lambda s: s["x"][:1]], sample)
     assert torch.allclose(mean, torch.full_like(mean, 0.5)) and torch.allclose(spread, torch.full_like(spread, 0.5))
     ramp = torch.arange(4.0)[None, :, None, None].expand(1, 4, 3, 3)
-    mean, spread = use.ensemble([lambda s: ramp], sample)
+    mean, spread = own_volumes.ensemble([lambda s: ramp], sample)
     assert torch.allclose(mean, torch.full_like(mean, 1.5)) and torch.allclose(
         spread[0, :, 0, 0], torch.tensor([1.5, 0.5, 0.5, 1.5])
     )
@@ -86,17 +103,22 @@ def test_doubt_is_measured_on_held_out_source_scans_in_the_targets_style(given, 
     The one predictor here is brighter on the left, so that its spread depends on what it is shown.
     """
     seen, limits = [], []
-    trusted_spread, write_case = use.trusted_spread, use.write_case
+    trusted_spread, write_case = own_volumes.trusted_spread, own_volumes.write_case
 
     def predictor(sample):
         return sample["x"][:1] * torch.linspace(0, 1, sample["x"].shape[1])[None, :, None, None]
 
-    monkeypatch.setattr(use, "adaptation_method", lambda *_: lambda study: predictor)
-    monkeypatch.setattr(use, "trusted_spread", lambda made, samples: trusted_spread(made, seen.extend(samples) or seen))
-    monkeypatch.setattr(use, "write_case", lambda *a: limits.append(a[3]) or write_case(*a))
-    use.adapt_folder(given.model, given.target, tmp_path, seeds=1, scanners=scanners)
+    def recorded(made, samples):
+        seen.extend(samples)
+        return trusted_spread(made, samples)
 
-    tune, target = given.study.tune, [given.study.adapt[i] for i in range(use.FEWEST)]
+    monkeypatch.setattr(own_volumes, "adapted", lambda *_: Predictor(predictor))
+    monkeypatch.setattr(own_volumes, "trusted_spread", recorded)
+    monkeypatch.setattr(own_volumes, "write_case", lambda *a: limits.append(a[3]) or write_case(*a))
+    own_volumes.adapt_folder(given.model, given.target, tmp_path, given.settings, seeds=1, scanners=scanners)
+
+    direction = given.study.direction
+    tune, target = direction.tune, [direction.adapt[i] for i in range(FEWEST)]
     assert [s["subject"] for s in seen] == [s["subject"] for s in tune]
 
     def distance(samples):
@@ -104,8 +126,8 @@ def test_doubt_is_measured_on_held_out_source_scans_in_the_targets_style(given, 
         return np.abs(found - wanted).mean()
 
     assert distance(seen) < 0.6 * distance(tune)
-    assert limits == [trusted_spread([predictor], seen)] * use.FEWEST
-    spreads = torch.cat([use.ensemble([predictor], s)[1][s["mask"]] for s in seen])
+    assert limits == [trusted_spread([predictor], seen)] * FEWEST
+    spreads = torch.cat([own_volumes.ensemble([predictor], s)[1][s["mask"]] for s in seen])
     assert (spreads <= limits[0]).float().mean() == pytest.approx(0.95, abs=0.005)
 
 
@@ -139,7 +161,7 @@ def damaged(given, tmp_path):
 def test_target_volumes_that_do_not_fit_are_refused_by_name(given, damaged, change, message):
     folder = damaged(change)
     with pytest.raises(DataError, match=message) as error:
-        use.adapt_folder(given.model, folder, folder / "out", seeds=1)
+        own_volumes.adapt_folder(given.model, folder, folder / "out", given.settings, seeds=1)
     assert "_flair.nii.gz" in str(error.value) or "_t2.nii.gz" in str(error.value)
     assert not list(folder.glob("out/*.nii.gz"))
 
@@ -147,18 +169,20 @@ def test_target_volumes_that_do_not_fit_are_refused_by_name(given, damaged, chan
 def test_too_few_volumes_another_contract_another_model_and_a_bad_scanner_file(given, tmp_path):
     folder = shutil.copytree(given.target, tmp_path / "target")
     shutil.rmtree(next(folder.rglob("*_t2.nii.gz")).parent)  # two are left
-    with pytest.raises(DataError, match=f"adaptation needs {use.FEWEST}"):
-        use.adapt_folder(given.model, folder, tmp_path / "out")
+    with pytest.raises(DataError, match=f"adaptation needs {FEWEST}"):
+        own_volumes.adapt_folder(given.model, folder, tmp_path / "out", given.settings)
     folder = shutil.copytree(given.target, tmp_path / "whole")
-    replace(given.study.contract, normalisation="zscore").save(folder / "contract.yaml")
+    replace(given.study.direction.contract, normalisation="zscore").save(folder / "contract.yaml")
     with pytest.raises(DataError, match="normalisation: 'percentile' against 'zscore'"):
-        use.adapt_folder(given.model, folder, tmp_path / "out")
+        own_volumes.adapt_folder(given.model, folder, tmp_path / "out", given.settings)
     path = tmp_path / "scanners.yaml"
     path.write_text(SCANNERS.read_text().replace("field: 1.5", "field: 7.0"))
     with pytest.raises(DataError, match=r"scanners.yaml.*field"):
-        use.read_scanners(path)
+        own_scans.read_scanners(path)
 
 
 def test_an_error_of_the_command_is_one_line(given, tmp_path, capsys):
-    assert use.main(["--model", str(given.model), "--target", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        cli.main(["adapt", "--model", str(given.model), "--target", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    )
     assert capsys.readouterr().err.startswith("error: ")
