@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medsynth_lib.evaluation.statistics import compare
-from medsynth_lib.experiments.tables import dashed
+from medsynth_lib.experiments.tables import DASH, dashed
 
 CONTROL, SUPERVISED = "continued training", "supervised, n = 10"  # the two ends of the gap that methods close
 IMAGES = {
@@ -76,6 +76,11 @@ class Comparison:
         return per_seed(self.rows)
 
     @cached_property
+    def method_means(self) -> pd.DataFrame:
+        """Means over test subjects and seeds, a row a method."""
+        return self.means.groupby("method").mean()
+
+    @cached_property
     def seeds(self) -> pd.Series:
         """How many seeds each method was run with."""
         return self.rows.groupby("method")["seed"].nunique()
@@ -116,7 +121,7 @@ class Comparison:
 
     def image_scores(self) -> pd.DataFrame:
         """Tabulate mean image scores against both truths, a row a planned method."""
-        mean = self.means.groupby("method").mean().reindex(self.methods)
+        mean = self.method_means.reindex(self.methods)
         images = pd.DataFrame(
             {(name, f"Y_{k}"): mean[f"{column}_{k}"] for name, column in IMAGES.items() for k in "ts"}
         )
@@ -126,9 +131,29 @@ class Comparison:
 
     def other_scores(self) -> pd.DataFrame:
         """Tabulate Dice, steps, scores in the paper's manner, and seconds: a row a planned method."""
-        mean = self.means.groupby("method").mean().reindex(self.methods)
+        mean = self.method_means.reindex(self.methods)
         mean["steps"] = self.rows.groupby("method")["steps"].max()
         return dashed(pd.DataFrame({name: mean[column] for name, column in OTHERS.items()}))
+
+    def tables(self, name: str, paper: pd.DataFrame | None = None) -> list[pd.DataFrame]:
+        """Make the tables of the whole comparison.
+
+        Args:
+            name: of the direction, for the tables' heads.
+            paper: the paper's numbers, a row a method; they join the second table.
+
+        Returns:
+            Image scores; then segmentation, time and the paper's numbers. None of them where nothing was run.
+        """
+        if self.rows.empty:
+            return []
+        others = self.other_scores()
+        if paper is not None:
+            others = others.join(dashed(paper)).fillna(DASH)
+        return [
+            self.image_scores().rename_axis(f"{name} (simulated), images"),
+            others.rename_axis(f"{name} (simulated), segmentation and time"),
+        ]
 
     def tested(self, column: str, digits: int, seed: int = 0) -> pd.DataFrame:
         """Test every method against continued training, paired by subject.
@@ -185,7 +210,7 @@ class Comparison:
 
     def score_ranges(self) -> dict[str, float]:
         """Give the ranges of the methods' mean PSNR and Dice, and Spearman's correlation."""
-        means = self.means.groupby("method")[["psnr_t", "dice"]].mean().loc[[CONTROL, *self.compared]]
+        means = self.method_means.loc[[CONTROL, *self.compared], ["psnr_t", "dice"]]
         columns = (("psnr_t", "PSNR (dB)"), ("dice", "Dice"))
         ends = {f"{name}, {end}": means[column].agg(end) for column, name in columns for end in ("min", "max")}
         return ends | {"Spearman": means.corr("spearman").loc["psnr_t", "dice"]}

@@ -9,9 +9,8 @@ from torch import nn
 
 from medsynth_lib.models.divergence import kl
 from medsynth_lib.settings import SliceVAESettings
-from medsynth_lib.training.adaptation import aggregate, posterior, source_posteriors
+from medsynth_lib.training.adaptation import Posterior, aggregate, posterior, source_posteriors
 
-Posterior = tuple[torch.Tensor, torch.Tensor]  # mean and log-variance of a Gaussian over codes
 OUTPUT = "output at B"  # what the others are compared with
 
 

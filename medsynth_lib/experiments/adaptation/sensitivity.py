@@ -11,8 +11,9 @@ from medsynth_lib.data.simulation import protocol
 from medsynth_lib.data.simulation.physics import Sequence as PulseSequence
 from medsynth_lib.data.simulation.scanner import Site
 from medsynth_lib.evaluation.subjects import psnrs
+from medsynth_lib.experiments.adaptation.direction import Sample
+from medsynth_lib.experiments.adaptation.target_physics import Curve, TargetPhysics
 
-Sample = dict[str, torch.Tensor]
 Times = Sequence[Sequence[float | None]]  # ms of CSF, grey and white matter, at 1.5 and at 3 T; None keeps one
 
 
@@ -41,9 +42,10 @@ def with_wrong_setting(scanner: Site, contrast: str, setting: str, factor: float
 
 
 class GapOfCurve:
-    """Measure the share of a gap that a curve over fixed outputs closes; a call gives it.
+    """Measure the share of a gap that a curve between T1 looks closes, over fixed outputs; a call gives it.
 
     Args:
+        physics: turns a curve between T1 looks into one between normalised intensities.
         outputs: of the source model, each (1, x, y, z) in [0, 1].
         target: the same subjects' samples, with "y" and "mask".
         masks: where images are scored.
@@ -53,16 +55,19 @@ class GapOfCurve:
 
     def __init__(
         self,
+        physics: TargetPhysics,
         outputs: Sequence[torch.Tensor],
         target: Sequence[Sample],
         masks: Sequence[torch.Tensor],
         low: float,
         high: float,
     ):
-        self.outputs, self.target, self.masks, self.low, self.high = outputs, target, masks, low, high
+        self.physics, self.outputs, self.target, self.masks = physics, outputs, target, masks
+        self.low, self.high = low, high
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
-        """Score the outputs after a curve between normalised intensities, x to y, (1, k) each."""
+    def __call__(self, curve: Curve) -> float:
+        """Send the outputs through a curve, score them, and return (score - low) / (high - low)."""
+        x, y = self.physics.output_curve(curve)
         mapped = [apply_curve(o, t["mask"], x, y) for o, t in zip(self.outputs, self.target, strict=True)]
         found = psnrs(mapped, [t["y"] for t in self.target], self.masks).mean()
         return float((found - self.low) / (self.high - self.low))

@@ -8,8 +8,8 @@ import torch
 
 from medsynth_lib.data.simulation.scanner import CAUSES, Site, mixed_site
 from medsynth_lib.evaluation.image import psnr
+from medsynth_lib.experiments.adaptation.direction import Sample
 
-Sample = dict[str, torch.Tensor]
 State = tuple[str, str]  # ("each alone" or "in order", the last cause that was taken from the target)
 ALONE, ORDER = "each alone", "in order"
 START, VISIT = "none (site A)", "another visit"

@@ -1,10 +1,11 @@
 """What Fig. 1 compares: features of a classifier that reads the same inputs as the synthesiser."""
 
 import numpy as np
-import torch
+
+from medsynth_lib.experiments.adaptation.direction import Sample
 
 
-def input_histograms(sample: dict[str, torch.Tensor], bins: int = 16) -> np.ndarray:
+def input_histograms(sample: Sample, bins: int = 16) -> np.ndarray:
     """Describe a sample by the histograms of its inputs inside the brain.
 
     Args:

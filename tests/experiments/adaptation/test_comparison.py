@@ -76,6 +76,14 @@ def test_tables_have_a_row_a_planned_method(comparison):
     assert others.loc["physics T1", "Dice ET"] == "–"
 
 
+def test_the_papers_numbers_join_the_second_table(comparison):
+    paper = pd.DataFrame({"paper: Dice": [0.8216]}, ["physics T1"])
+    images, others = comparison.tables("A to B", paper)
+    assert images.index.name == "A to B (simulated), images" and "paper: Dice" not in images
+    assert others["paper: Dice"].tolist() == ["–", "–", 0.822, "–", "–", "–"]
+    assert Comparison.of(comparison.rows, "SIMB", "SIMA", METHODS).tables("B to A") == []
+
+
 def test_the_test_is_paired_by_subject_after_the_mean_over_seeds(comparison):
     table = comparison.tested("psnr_t", 2)
     assert table.index.tolist() == comparison.compared

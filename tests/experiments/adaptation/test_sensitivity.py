@@ -1,5 +1,7 @@
 """Wrong relaxation times, wrong scanner settings, and the share of a gap that a curve closes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,8 @@ def test_the_identity_leaves_the_gap_and_a_better_curve_closes_some():
     outputs = [0.5 * truth, 0.5 * truth + 0.01]
     target = [dict(y=truth, mask=mask)] * 2
     low = np.mean([-10 * np.log10(float((o - truth).square().mean())) for o in outputs])
-    gap = GapOfCurve(outputs, target, [mask, mask], low, low + 10)
+    as_it_is = SimpleNamespace(output_curve=lambda curve: curve)
+    gap = GapOfCurve(as_it_is, outputs, target, [mask, mask], low, low + 10)
     x = np.array([[0.0, 1.0]])
-    assert gap(x, x) == pytest.approx(0, abs=1e-5)
-    assert gap(x, np.array([[0.0, 1.9]])) > 0.9 > gap(x, np.array([[0.0, 1.5]])) > 0.1
+    assert gap((x, x)) == pytest.approx(0, abs=1e-5)
+    assert gap((x, np.array([[0.0, 1.9]]))) > 0.9 > gap((x, np.array([[0.0, 1.5]]))) > 0.1
