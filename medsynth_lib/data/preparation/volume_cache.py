@@ -1,14 +1,12 @@
 """Prepared volumes on disk: made once, one memory-mapped file a volume, with an index of sizes and hashes.
 
-A cache is a folder with 000000.safetensors, 000001.safetensors, ... and index.json, written last. A value v is stored as
-q = round((v - low) / scale), 16 bits, with low, high and scale = (high - low) / 65535 of its volume and channel. What comes
-back, low + q scale, is off by at most scale / 2 (plus float32 rounding). low comes back exactly, so that a background of -1 or
-0 stays one where it is the smallest value. Labels do not survive: keep them elsewhere.
+A cache is a folder of .safetensors files and index.json, written last. A value v is stored as q = round((v - low) / scale),
+16 bits, with low, high and scale = (high - low) / 65535 of its volume and channel. What comes back, low + q scale, is off by at
+most scale / 2 (plus float32 rounding). low comes back exactly, so that a background of -1 or 0 stays one where it is the
+smallest value. Labels do not survive: keep them elsewhere.
 """
 
 import json
-import re
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,6 @@ from medsynth_lib.processes import run
 FORMAT = 2  # raise when the files change; a cache of another format is refused
 INDEX = "index.json"
 LEVELS = 2**16 - 1
-STALE_SECONDS = 3600  # a living build writes a volume in less time
-TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.(\d{6}\.safetensors|index\.json)")  # the names that `atomic` gives
 
 Make = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 
@@ -41,6 +37,7 @@ def build(
 
     Args:
         make: a function at the top of a module; returns a finite volume (c, x, y, z) and a dictionary of JSON values.
+            Made twice, a volume must be the same.
         tasks: argument tuples, one a volume.
         folder: of the cache.
         key: names all that the content depends on, such as a `fingerprint` of scans and contract.
@@ -54,22 +51,19 @@ def build(
     plan, index = dict(format=FORMAT, key=key, number=len(tasks)), folder / INDEX
     known = read_index(index, plan)["files"] if index.exists() else []
     kept = [file for file in known if (folder / file["name"]).exists()]
-    if known and kept == known:
-        return StoredVolumes(folder)
-    remove_leftovers(folder)
-    targets = [folder / f"{i:06d}.safetensors" for i in range(len(tasks))]
-    todo = [(make, task, target, plan) for task, target in zip(tasks, targets, strict=True)]
-    files = run(write_volume, todo, jobs, folder, progress, "preparing", "volume")
-    for file in kept:
-        if file not in files:
-            raise damaged(folder / file["name"])
-    with atomic(index) as temporary:
+    if not known or kept != known:
+        targets = [folder / f"{fingerprint(plan, digits=8)}-{i:06d}.safetensors" for i in range(len(tasks))]
+        todo = [(make, task, target) for task, target in zip(tasks, targets, strict=True)]
+        files = run(write_volume, todo, jobs, folder, progress, "preparing", "volume")
+        if changed := [file for file in kept if file not in files]:
+            raise damaged(folder / changed[0]["name"])
         content = plan | dict(files=files)
-        temporary.write_text(json.dumps(content | dict(fingerprint=fingerprint(content)), indent=1) + "\n", "utf-8")
+        with atomic(index) as temporary:
+            temporary.write_text(json.dumps(content | dict(fingerprint=fingerprint(content)), indent=1) + "\n")
     return StoredVolumes(folder)
 
 
-def write_volume(make: Make, task: tuple, path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def write_volume(make: Make, task: tuple, path: Path) -> dict[str, Any]:
     """Make one volume and write it to `path`, unless it is there; return name, bytes and hash of the file."""
     if not path.exists():
         volume, about = make(*task)  # outside `atomic`: its errors are not the disk's
@@ -78,20 +72,13 @@ def write_volume(make: Make, task: tuple, path: Path, plan: dict[str, Any]) -> d
             raise DataError(
                 f"{path}: its volume has shape {volume.shape} or values that are not finite; mend the scan."
             )
-        about = {"plan": json.dumps(plan), "about": json.dumps(about)}
         with atomic(path) as temporary:
-            save_file(quantise(volume), temporary, about)
-    try:
-        with safe_open(path, "np") as opened:
-            found = json.loads(opened.metadata()["plan"])
-    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise damaged(path) from error
-    require_plan(path, found, plan)
+            save_file(quantise(volume), temporary, {"about": json.dumps(about)})
     return dict(name=path.name, bytes=path.stat().st_size, sha256=content_hash(path))
 
 
 def quantise(volume: np.ndarray) -> dict[str, np.ndarray]:
-    """Turn a finite float32 volume (c, x, y, z) into "stored", unsigned integers, and "low" and "high" (c)."""
+    """Turn a finite float32 volume (c, x, y, z) into "stored", 16-bit integers, and "low" and "high" (c)."""
     low, high = (f(volume, axis=(1, 2, 3)).astype(np.float64) for f in (np.min, np.max))
     stored = np.zeros(volume.shape, np.uint16)
     for out, channel, a, b in zip(stored, volume, low, high, strict=True):
@@ -109,43 +96,29 @@ def dequantise(stored: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndar
     return values
 
 
-def read_index(path: Path, plan: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read index.json, checked; it must be of this plan, where one is given."""
+def read_index(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Read index.json; DataError where it is missing, damaged, or of another plan."""
     try:
         content = json.loads(path.read_bytes())
         intact = content.pop("fingerprint") == fingerprint(content)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; build the cache, or finish its build.") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the folder.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); build the cache, or finish its build.") from error
     except (ValueError, AttributeError, KeyError, TypeError):
         intact = False
     if not intact:
         raise damaged(path)
-    require_plan(path, content, plan or dict(format=FORMAT))
-    return content
-
-
-def require_plan(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
-    """Raise DataError where a file belongs to a cache of other content."""
     for name, wanted in plan.items():
-        if found.get(name) != wanted:
+        if content.get(name) != wanted:
             raise DataError(
-                f"{path}: holds other content ({name} {found.get(name)!r}, wanted {wanted!r}); "
+                f"{path}: holds other content ({name} {content.get(name)!r}, wanted {wanted!r}); "
                 "choose another folder, or delete this one."
             )
+    return content
 
 
 def damaged(path: Path) -> DataError:
     """The error for a file that is not as it was written."""
-    return DataError(f"{path}: is damaged or missing; delete it and build again: the other volumes are used.")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed builds left behind, unless a build may still be writing them."""
-    for path in folder.glob(".*"):
-        if TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_SECONDS:
-            path.unlink(missing_ok=True)
+    return DataError(f"{path}: is damaged or missing; delete it and build again: what is intact is used.")
 
 
 class StoredVolumes(Dataset):
@@ -159,7 +132,7 @@ class StoredVolumes(Dataset):
 
     def __init__(self, folder: Path | str):
         self.folder, self._checked = Path(folder), set()
-        self.files = read_index(self.folder / INDEX)["files"]
+        self.files = read_index(self.folder / INDEX, dict(format=FORMAT))["files"]
         for file in self.files:
             path = self.folder / file["name"]
             if not path.is_file() or path.stat().st_size != file["bytes"]:
@@ -171,10 +144,13 @@ class StoredVolumes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         file = self.files[index]
         path = self.folder / file["name"]
-        if not path.is_file() or (file["name"] not in self._checked and content_hash(path) != file["sha256"]):
-            raise damaged(path)
+        try:
+            if file["name"] not in self._checked and content_hash(path) != file["sha256"]:
+                raise damaged(path)
+            with safe_open(path, "np") as opened:
+                stored = {name: opened.get_tensor(name) for name in ("stored", "low", "high")}
+                about = json.loads(opened.metadata()["about"])
+        except (OSError, SafetensorError) as error:
+            raise damaged(path) from error
         self._checked.add(file["name"])
-        with safe_open(path, "np") as opened:
-            stored = {name: opened.get_tensor(name) for name in opened.keys()}
-            about = json.loads(opened.metadata()["about"])
         return about | {"x": torch.from_numpy(dequantise(**stored))}
