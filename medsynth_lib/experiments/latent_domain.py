@@ -1,80 +1,97 @@
 """One domain of lesson 07: a trained HA-GAN, the cubes it learned from, and the factors that are measured in a volume."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from medsynth_lib.data.files.manifest import Manifest
-from medsynth_lib.data.preparation.cubes import to_hu
+from medsynth_lib.data.preparation.cubes import CubesOnDisk, to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.subject import make_subject, structure_volumes
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.hagan_inference import encode, sample
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.experiments.hagan import brain_mask, lesson_cubes, measure_volumes, trained_hagan
+from medsynth_lib.experiments.trained_models import Trained
 from medsynth_lib.files import atomic, cache_folder, fingerprint
 from medsynth_lib.processes import headless, run
 
 OFFSET = 0.1  # percent of emphysema: healthy lungs have none, and log 0 is not a number
 FACTORS = {"ct": ("lung", "fat", "bone", "log emphysema"), "t1": ("brain", "hippocampus", "lateral ventricle")}
+NOUNS = {"ct": "chests", "t1": "brains"}
 
 
-def factors(table, modality):
-    """A table of the lesson's factors: ml, and log(% + 0.1) of emphysema, from one of `measure_volumes` or of the truth."""
+def factors(table: pd.DataFrame, modality: str) -> pd.DataFrame:
+    """Return the lesson's factors: volumes in ml, and log(% + 0.1) of emphysema.
+
+    Args:
+        table: of `measure_volumes`, or of the simulator's truth.
+        modality: "ct" or "t1".
+    """
     if modality == "t1":
         return table[list(FACTORS["t1"])]
     ml = {name: table[f"{name}_ml"] for name in ("lung", "fat", "bone")}
     return pd.DataFrame(ml | {"log emphysema": np.log(table["emphysema_percent"] + OFFSET)})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Domain:
     """A generator and what is measured in its volumes.
 
-    ``modality`` "ct" or "t1"; ``splits`` of `Cubes`; ``kind`` "simulated" or "real"; ``depth``: slices of a sub-volume;
-    ``spacing``: mean voxel size (3) in mm; ``segmenter``: of T1; ``population``: the measured factors of training cubes, by
-    whose mean and standard deviation all factors are standardised.
+    Codes and volumes come and go on the CPU. Factors are standardised by mean and standard deviation of the population.
     """
 
-    modality: str
-    splits: dict
-    kind: str
-    networks: dict
-    depth: int
-    spacing: torch.Tensor
-    segmenter: object = None
-    population: pd.DataFrame = None
+    modality: str  # "ct" or "t1"
+    splits: dict[str, CubesOnDisk]  # cubes by split
+    kind: str  # "simulated" or "real"
+    networks: dict[str, nn.Module]  # of the trained HA-GAN
+    depth: int  # slices of a sub-volume
+    spacing: Tensor  # mean voxel size (3) in mm
+    segmenter: nn.Module | None = None  # of T1
+    population: pd.DataFrame | None = None  # measured factors of training cubes
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
+        """The factors that are measured."""
         return FACTORS[self.modality]
 
     @property
-    def noun(self):
-        return {"ct": "chests", "t1": "brains"}[self.modality]
+    def noun(self) -> str:
+        """What the volumes are."""
+        return NOUNS[self.modality]
 
     @property
-    def device(self):
-        """Where the networks are; codes and volumes come and go on the CPU."""
+    def device(self) -> torch.device:
+        """Where the networks are."""
         return next(self.networks["mean G^A"].parameters()).device
 
-    def generate(self, z):
-        """Volumes (b, 1, S, S, S) of codes, by the running mean of the generator."""
+    def generate(self, z: Tensor) -> Tensor:
+        """Return volumes (b, 1, S, S, S) of codes (b, d), by the running mean of the generator."""
         return sample(self.networks["mean G^A"], self.networks["mean G^H"], z.to(self.device)).cpu()
 
-    def measured(self, volumes):
-        """Factors (b, k) of volumes, not standardised, as a table; nan where a chest has no lung."""
+    def measured(self, volumes: Tensor) -> pd.DataFrame:
+        """Measure the factors of volumes (b, 1, S, S, S), not standardised; nan where a chest has no lung."""
         return factors(measure_volumes(volumes, self.spacing, self.modality, self.segmenter), self.modality)
 
-    def standardised(self, table):
-        """A table of factors in standard deviations from the population's mean, (n, k); what never varies keeps its unit."""
+    def standardised(self, table: pd.DataFrame) -> Tensor:
+        """Return factors (n, k) in standard deviations from the population's mean.
+
+        A factor that never varies keeps its unit.
+        """
         scaled = (table - self.population.mean()) / self.population.std().replace(0, 1)
         return torch.tensor(scaled.to_numpy(), dtype=torch.float32)
 
-    def masks(self, cube):
-        """{factor: boolean mask (S, S, S)} of one volume (1, S, S, S); empty ones where a chest has no lung."""
+    def masks(self, cube: Tensor) -> dict[str, Tensor]:
+        """Mark each factor in a volume (1, S, S, S); masks are empty where a chest has no lung.
+
+        Returns:
+            Boolean masks (S, S, S) by factor.
+        """
         if self.modality == "t1":
             labels = label_structures(self.segmenter, cube[None])[0]
             inside = {name: labels == STRUCTURES.index(name) for name in self.names[1:]}
@@ -85,41 +102,61 @@ class Domain:
             masks = dict.fromkeys(("lung", "fat", "bone", "emphysema"), np.zeros(cube.shape[1:], bool))
         return {name: torch.from_numpy(masks[name.removeprefix("log ")]) for name in self.names}
 
-    def measured_codes(self, z, batch=8):
-        """Standardised factors (..., k) measured in the volumes of codes (..., d), a few volumes in memory at a time.
+    def measured_codes(self, z: Tensor, batch: int = 8) -> Tensor:
+        """Measure the standardised factors (..., k) of the volumes of codes (..., d).
 
         Equal codes, such as the one at which many walks start, are measured once.
+
+        Args:
+            z: codes.
+            batch: volumes in memory at a time.
         """
         codes, which = z.flatten(0, -2).unique(dim=0, return_inverse=True)
         tables = [self.measured(self.generate(part)) for part in codes.split(batch)]
         return self.standardised(pd.concat(tables))[which].unflatten(0, z.shape[:-1])
 
-    def codes(self, cubes, batch=8):
-        """Codes (n, d) of a list of volumes (1, S, S, S) by the encoder."""
-        encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(cubes).split(batch)
+    def codes(self, cubes: Sequence[Tensor], batch: int = 8) -> Tensor:
+        """Return the encoder's codes (n, d) of volumes (1, S, S, S), a few in memory at a time."""
+        encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(list(cubes)).split(batch)
         return torch.cat([encode(*encoders, x.to(self.device), self.depth).cpu() for x in parts])
 
 
-def open_domain(lesson, modality, real, segmenter=None):
-    """A `Domain` by a lesson's settings, with its first ``real`` training cubes (a list) measured, and the `Trained` model."""
+def open_domain(
+    lesson: Any, modality: str, real: int, segmenter: nn.Module | None = None
+) -> tuple[Domain, list[Tensor], Trained]:
+    """Open a domain by a lesson's settings, and measure its first training cubes.
+
+    Args:
+        lesson: a `course.Lesson`.
+        modality: "ct" or "t1".
+        real: how many training cubes are measured, at most.
+        segmenter: of `structure_segmenter`, for T1.
+
+    Returns:
+        The domain, the cubes (1, S, S, S), and the trained model.
+    """
     splits, kind = lesson_cubes(lesson, modality)
     trained = trained_hagan(lesson, splits)
     samples = [splits["train"][i] for i in range(min(real, len(splits["train"])))]
-    spacing = torch.stack([s["spacing"] for s in samples]).mean(0)
-    depth = int(trained.recipe["size"] * trained.recipe["fraction"])
+    cubes, spacing = [s["x"] for s in samples], torch.stack([s["spacing"] for s in samples]).mean(0)
+    depth = int(trained.settings.size * trained.settings.fraction)
     domain = Domain(modality, splits, kind, trained.networks, depth, spacing, segmenter)
-    cubes = [s["x"] for s in samples]
-    domain.population = pd.concat([domain.measured(part) for part in torch.stack(cubes).split(8)], ignore_index=True)
-    print(
-        f"{domain.kind} {modality}: HA-GAN {trained.origin}, {trained.steps} steps; {len(cubes)} volumes measured"
-    )
-    return domain, cubes, trained
+    population = pd.concat([domain.measured(part) for part in torch.stack(cubes).split(8)], ignore_index=True)
+    print(f"{kind} {modality}: HA-GAN {trained.origin}, {trained.steps} steps; {len(cubes)} volumes measured")
+    return replace(domain, population=population), cubes, trained
 
 
-def true_factors(domain, count):
-    """Factors (n, k) that the simulator gave the first ``count`` training subjects, standardised; None for real data.
+def true_factors(domain: Domain, count: int) -> Tensor | None:
+    """Return the standardised factors (n, k) that the simulator gave the first training subjects.
 
-    A cube is stretched to its subject, so that ml are lost; the truth is taken at the mean voxel size, as `measured` is.
+    A cube is stretched to its subject, so that ml are lost. The truth is taken at the mean voxel size, as measurements are.
+
+    Args:
+        domain: whose training subjects.
+        count: of them.
+
+    Returns:
+        None for real data.
     """
     if domain.kind != "simulated":
         return None
@@ -133,16 +170,20 @@ def true_factors(domain, count):
 
 
 def true_structures(manifest: Manifest) -> pd.DataFrame:
-    """Volumes in ml of simulated brains and of their structures; a subject is made once more, which is slow, and kept."""
+    """Return the volumes in ml of simulated brains and of their structures, from the cache or anew.
+
+    A manifest does not hold them: a subject is simulated once more, which is slow.
+    """
     scans = manifest.scans()
     path = cache_folder("structures") / f"{fingerprint([scan.identity(()) for scan in scans])}.csv"
     if not path.exists():
         tasks = [(int(scan["subject"]), scan.shape, scan["spacing_mm"]) for scan in scans]
-        rows = run(structures_of, tasks, torch.get_num_threads(), None, not headless())
+        rows = run(structures_of, tasks, torch.get_num_threads(), path.parent, not headless())
         with atomic(path) as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
     return pd.read_csv(path).assign(brain=manifest.table["brain_ml"].to_numpy())
 
 
-def structures_of(seed, shape, spacing):
+def structures_of(seed: int, shape: tuple[int, int, int], spacing: float) -> dict[str, float]:
+    """Simulate a subject's brain without a tumour; return the volumes of its structures in ml."""
     return structure_volumes(make_subject(seed, shape, spacing, tumour=False))
