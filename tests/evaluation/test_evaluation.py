@@ -77,7 +77,9 @@ def test_psnr_ssim_and_nmi_are_those_of_other_libraries_on_masked_data(masked_pa
     assert image.ssim(guess, truth, mask) == pytest.approx(structural_similarity(p, t, **options)[1][m].mean())
     inner = np.zeros_like(m)
     inner[5:-5, 5:-5, 5:-5] = m[5:-5, 5:-5, 5:-5]
-    full, _ = compute_ssim_and_cs(guess[None], truth[None], 3, kernel_size=(11,) * 3, kernel_sigma=(1.5,) * 3, data_range=1)
+    full, _ = compute_ssim_and_cs(
+        guess[None], truth[None], 3, kernel_size=(11,) * 3, kernel_sigma=(1.5,) * 3, data_range=1
+    )
     valid = full[0, 0].numpy()[inner[5:-5, 5:-5, 5:-5]]
     assert image.ssim(guess, truth, inner) == pytest.approx(valid.mean(), abs=1e-5)
 
@@ -142,6 +144,7 @@ def test_comparison_table():
     assert ties["p"] == pytest.approx(2 / 2**16)  # all higher: a normal approximation would say several times as much
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_mean():
     """95 % intervals of the mean of 20 normal numbers hold the truth in 85 to 99 % of 200 trials."""
     hits = 0
@@ -152,6 +155,7 @@ def test_bootstrap_interval_covers_the_mean():
     assert 170 <= hits <= 198
 
 
+@pytest.mark.slow
 def test_false_alarms_and_power_of_the_comparison():
     """200 pairs of methods on 16 subjects who differ more than methods do, without and with a difference of one sigma.
 
@@ -188,7 +192,9 @@ def test_paired_interval_leaves_out_who_lacks_a_score():
     new, old = np.array([1.0, 2.0, np.nan, 3.0, 2.0]), np.zeros(5)
     n, mean, width = statistics.paired_interval(new, old)
     assert n == 4 and mean == 2
-    assert width == pytest.approx(3.182446 * new[[0, 1, 3, 4]].std(ddof=1) / 2)  # 97.5 % quantile of t, 3 degrees of freedom
+    assert width == pytest.approx(
+        3.182446 * new[[0, 1, 3, 4]].std(ddof=1) / 2
+    )  # 97.5 % quantile of t, 3 degrees of freedom
     assert statistics.paired_interval(new[:4], old[:4]) == (3, 2, float("inf"))
     n, mean, width = statistics.paired_interval([np.nan], [0.0])
     assert n == 0 and np.isnan(mean) and width == float("inf")

@@ -6,8 +6,16 @@ import torch
 from monai.metrics.regression import compute_ssim_and_cs
 
 from medsynth_lib.evaluation import generation
-from medsynth_lib.evaluation.generation import distances, generate, ms_ssim, nearest_neighbours, pairwise_ms_ssim
-from medsynth_lib.training.hagan import HAGAN, PAPER
+from medsynth_lib.evaluation.generation import (
+    distances,
+    generate,
+    in_batches,
+    ms_ssim,
+    nearest_neighbours,
+    pairwise_ms_ssim,
+)
+from medsynth_lib.settings import HAGANSettings
+from medsynth_lib.training.hagan_build import build
 
 
 def volumes(n, seed=0, size=32):
@@ -98,10 +106,17 @@ def test_distances_do_not_depend_on_the_order():
     assert torch.allclose(distances(a, b.flip(0)), distances(a, b).flip(1))
 
 
+def test_batches_are_as_large_as_asked_and_keep_their_order():
+    seen = []
+    x = torch.arange(5.0)[:, None].requires_grad_()
+    out = in_batches(lambda part: seen.append(len(part)) or 2 * part, x, size=2)
+    assert seen == [2, 2, 1] and out.flatten().tolist() == [0, 2, 4, 6, 8] and not out.requires_grad
+
+
 def test_samples_come_from_the_running_mean_where_there_is_one():
-    recipe = PAPER | dict(size=32, latent=4, c=2, fraction=1 / 4, average=0.9, lean=True)
+    settings = HAGANSettings(size=32, latent=4, c=2, fraction=1 / 4, average=0.9, lean=True)
     torch.manual_seed(0)
-    networks, z = HAGAN(recipe).networks, torch.randn(3, 4)
+    networks, z = build(settings).networks, torch.randn(3, 4)
     assert torch.allclose(generate(networks, z), generate(networks, z, average=False), atol=1e-5)
     torch.nn.init.zeros_(networks["mean G^H"].last.weight)
     torch.nn.init.constant_(networks["mean G^H"].last.bias, 0.5)

@@ -9,18 +9,32 @@ from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.data.simulation.subject import make_subject
 from medsynth_lib.evaluation import image
+from medsynth_lib.evaluation.hagan_inference import decode_in_parts, encode, sample
 from medsynth_lib.evaluation.recovery import (
     GROUPS,
     code_statistics,
+    compare_scores,
+    decode_codes,
+    decode_features,
+    encode_volumes,
+    expected_statistics,
     foreground,
+    mean_cosine,
+    mean_structure_dice,
     nearest,
+    pick_codes,
+    recovery_and_bounds,
+    recovery_errors,
     recovery_scores,
+    recovery_summary,
+    recovery_table,
     resampling_dice,
     structure_dice,
+    structure_voxels,
     up_sampled,
 )
 from medsynth_lib.models.hagan import networks
-from medsynth_lib.training.hagan import decode_in_parts, encode, features, low_resolution, sample
+from medsynth_lib.training.hagan import features, low_resolution
 
 SIZE, DEPTH = 32, 8
 
@@ -32,7 +46,8 @@ def noise(*shape, seed=0):
 @pytest.fixture(scope="module")
 def nets():
     torch.manual_seed(0)
-    return networks(SIZE, latent=16, c=4, fraction=DEPTH / SIZE)
+    made = networks(SIZE, latent=16, c=4, fraction=DEPTH / SIZE)
+    return made | {f"mean {name}": made[name] for name in ("G^A", "G^H")}
 
 
 # -- scores --------------------------------------------------------------------------------------------------------------------
@@ -69,7 +84,9 @@ def test_masked_and_whole_scores_are_the_librarys():
     scores, v, w = recovery_scores(guess, real, mask), (guess + 1) / 2, (real + 1) / 2
     for name in ("ssim", "nmse", "psnr"):
         score = getattr(image, name)
-        assert scores[name] == pytest.approx(score(v, w, mask)) and scores[f"whole {name}"] == pytest.approx(score(v, w))
+        assert scores[name] == pytest.approx(score(v, w, mask)) and scores[f"whole {name}"] == pytest.approx(
+            score(v, w)
+        )
         assert scores[name] != pytest.approx(scores[f"whole {name}"], rel=1e-3)
     perfect = recovery_scores(real, real, mask)
     assert (perfect["ssim"], perfect["nmse"], perfect["psnr"]) == (pytest.approx(1), 0, float("inf"))
@@ -88,6 +105,27 @@ def test_the_brains_mask_is_what_is_not_background():
     brain = torch.full((1, 8, 8, 8), -1.0)
     brain[0, 2:5] = -0.5
     assert foreground(brain, "t1").sum() == 3 * 64 and foreground(brain, "t1")[2:5].all()
+
+
+def test_tables_are_averaged_with_one_digit_of_dB_and_three_of_the_rest():
+    real, mask = noise(2, 1, 16, 16, 16), np.ones((16, 16, 16), bool)
+    tables = {
+        "half": recovery_table(0.5 * real, real, [mask] * 2),
+        "less": recovery_table(0.4 * real, real, [mask] * 2),
+    }
+    means, text = recovery_summary(tables)
+    assert means.loc["half", "psnr"] == pytest.approx(tables["half"]["psnr"].mean())
+    assert text.loc["half", "psnr"] == f"{tables['half']['psnr'].mean():.1f} ± {tables['half']['psnr'].std():.1f}"
+    assert len(text.loc["half", "ssim"]) == len("0.000 ± 0.000") and list(text.index) == ["half", "less"]
+
+
+def test_a_smaller_error_is_better_in_every_score():
+    real, mask = noise(6, 1, 16, 16, 16), np.ones((16, 16, 16), bool)
+    good, poor = (recovery_table(real + k * noise(6, 1, 16, 16, 16, seed=1), real, [mask] * 6) for k in (0.1, 0.3))
+    p = {score: float(text.split("p = ")[1]) for score, text in compare_scores(good, poor).items()}
+    assert set(p) == {"ssim", "nmse", "psnr"} and max(p.values()) < 1e-6
+    assert compare_scores(good, poor)["nmse"].startswith("-") and compare_scores(good, poor)["psnr"].startswith("+")
+    assert min(float(text.split("p = ")[1]) for text in compare_scores(poor, good).values()) > 0.999
 
 
 # -- bounds --------------------------------------------------------------------------------------------------------------------
@@ -149,6 +187,29 @@ def test_decoding_in_parts_is_the_whole_where_the_part_is_the_whole(nets):
     assert not torch.allclose(decode_in_parts(nets["G^H"], a, DEPTH), sample(nets["G^A"], nets["G^H"], z), atol=1e-3)
 
 
+def test_codes_and_recovered_volumes_do_not_depend_on_how_many_go_together(nets):
+    x = noise(5, 1, SIZE, SIZE, SIZE)
+    codes = encode_volumes(nets, x, DEPTH)
+    assert torch.allclose(codes[4], encode_volumes(nets, x[4:], DEPTH)[0], atol=1e-5)
+    again = decode_codes(nets, codes)
+    assert torch.equal(again, decode_codes(nets, codes, average=True))  # here the mean is the generator itself
+    errors = recovery_errors(nets, x, DEPTH)
+    assert errors == pytest.approx((again - x).abs().mean((1, 2, 3, 4)).numpy(), abs=1e-5)
+
+
+def test_every_way_back_and_every_bound_has_the_shape_of_the_volumes(nets):
+    x, train = noise(2, 1, SIZE, SIZE, SIZE), noise(3, 1, SIZE, SIZE, SIZE, seed=1)
+    z = encode_volumes(nets, x, DEPTH)
+    found = recovery_and_bounds(nets, x, z, train, DEPTH)
+    assert all(v.shape == x.shape for v in found.values()) and "from the code, running mean" not in found
+    assert torch.equal(found["from the code"], decode_codes(nets, z))
+    assert torch.equal(found["features alone, in parts (eq. 6)"], decode_features(nets, x, DEPTH))
+    assert torch.equal(found["mean training volume"][1], train.mean(0))
+    assert torch.equal(found["X^L up-sampled"][..., ::4, ::4, ::4], x[..., ::4, ::4, ::4])
+    other = networks(SIZE, latent=16, c=4, fraction=DEPTH / SIZE)["G^H"]
+    assert "from the code, running mean" in recovery_and_bounds(nets | {"mean G^H": other}, x, z, train, DEPTH)
+
+
 # -- structures ----------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +224,18 @@ def test_dice_of_identity_is_1_of_absence_nan_and_groups_hide_a_swap():
     assert set(same) == {*STRUCTURES[1:], *GROUPS}
 
 
+def test_means_over_volumes_leave_out_what_a_volume_lacks():
+    a, b = np.zeros((4, 4, 4), int), np.zeros((4, 4, 4), int)
+    thalamus, putamen = STRUCTURES.index("thalamus"), STRUCTURES.index("putamen")
+    a[0], b[0], b[1] = putamen, putamen, thalamus
+    dice = mean_structure_dice([a, b], [a, np.zeros_like(b)])
+    assert dice["putamen"] == 0.5 and dice["thalamus"] == 0 and np.isnan(dice["pallidum"])
+    voxels = structure_voxels([a, b])
+    assert voxels["putamen"] == voxels["putamen + pallidum"] == 16 and voxels["thalamus"] == 8
+    assert list(voxels.index) == list(dice.index)
+
+
+@pytest.mark.slow
 def test_resampling_costs_small_structures_most_and_less_on_a_finer_grid():
     person = make_subject(3, (80, 80, 52), 3.0, tumour=False)
     coarse, fine = (resampling_dice(person, CubeContract("t1", size)) for size in (32, 128))
@@ -188,6 +261,32 @@ def test_statistics_see_an_offset_a_narrow_cloud_and_one_direction():
     s = code_statistics(line)
     assert s["mean"] == pytest.approx(3, abs=0.1) and s["sd"] == pytest.approx(0.5, abs=0.05)
     assert s["correlation"] == pytest.approx(1) and s["directions"] == pytest.approx(1)
+
+
+def test_what_is_expected_of_gaussian_codes_comes_out():
+    codes = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    found, expected = code_statistics(codes), expected_statistics(*codes.shape)
+    assert list(found.index) == list(expected.index)
+    for name in ("sd", "norm", "directions"):
+        assert found[name] == pytest.approx(expected[name], rel=0.03)
+
+
+def test_codes_are_picked_in_four_ways():
+    draw = torch.Generator().manual_seed(0)
+    encoded, random = 3 + torch.randn(200, 8, generator=draw), torch.randn(200, 8, generator=draw)
+    picked = pick_codes(encoded, random, 150)
+    assert {len(z) for z in picked.values()} == {150} and torch.equal(picked["random"], random[:150])
+    assert torch.equal(picked["half-way"][1], (encoded[1] + encoded[0]) / 2)
+    assert picked["Gaussian of encoded"].mean() == pytest.approx(3, abs=0.1)
+    assert picked["Gaussian of encoded"].std(0).mean() == pytest.approx(1, abs=0.1)
+    one, two = (pick_codes(encoded, random, 9, seed)["Gaussian of encoded"] for seed in (1, 1))
+    assert torch.equal(one, two)
+
+
+def test_the_mean_cosine_knows_only_directions():
+    codes = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    assert mean_cosine(codes, 3 * codes) == pytest.approx(1) and mean_cosine(codes, -codes) == pytest.approx(-1)
+    assert mean_cosine(torch.eye(4), torch.eye(4).roll(1, 0)) == 0
 
 
 def test_lesion_cubes_hold_labels_where_the_image_differs_from_its_healthy_twin(tmp_path):
