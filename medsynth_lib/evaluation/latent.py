@@ -1,39 +1,49 @@
-"""Directions in a generator's latent space: found by least squares, walked along, and held against what they should not move.
+"""Directions in a generator's latent space: found by least squares, walked along, and judged by what else they move.
 
-HA-GAN paper, section IV-D (Figs. 7 and 8) and its discussion C, where entanglement is named and not measured. Codes z are
-(n, d) tensors and factors y (n, k), both in any unit; directions are (k, d), one row a factor.
+HA-GAN paper, section IV-D (Figs. 7 and 8). Its discussion C names entanglement and does not measure it. Codes z are (n, d)
+tensors and factors y (n, k), both in any unit. Directions are (k, d), one row a factor.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from torch import Tensor
 
 RIDGES = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LinearModel:
-    """Section IV-D's predictor of factors from codes: y = W z + b, W (k, d), b (k)."""
+    """The predictor of factors from codes, y = W z + b (section IV-D)."""
 
-    weights: torch.Tensor
-    offset: torch.Tensor
+    weights: Tensor  # W (k, d)
+    offset: Tensor  # b (k)
 
-    def __call__(self, z):
+    def __call__(self, z: Tensor) -> Tensor:
         return z @ self.weights.T + self.offset
 
 
-def covariance(a, b):
-    """Cov(a, b) of two sets of paired rows (n, i) and (n, j): (i, j)."""
+def covariance(a: Tensor, b: Tensor) -> Tensor:
+    """Return Cov(a, b) (i, j) of paired rows (n, i) and (n, j)."""
     return (a - a.mean(0)).T @ (b - b.mean(0)) / len(a)
 
 
-def least_squares(z, y, ridge=0.0):
-    """W = Cov(y, z) (Cov(z) + ridge v I)^+, where v is the codes' mean variance; ridge 0 is the paper's least squares.
+def least_squares(z: Tensor, y: Tensor, ridge: float | Tensor = 0.0) -> LinearModel:
+    """Fit W = Cov(y, z) (Cov(z) + ridge v I)^+, where v is the codes' mean variance.
 
-    ridge: a number, or one for each factor (k). With fewer codes than they have numbers, ridge 0 gives the shortest W of those
-    that fit exactly, and fits noise. Raises ValueError for fewer than two codes.
+    Ridge 0 is the paper's least squares. With fewer codes than a code has numbers it gives the shortest W of those that fit
+    exactly, and fits noise.
+
+    Args:
+        z: codes (n, d).
+        y: factors (n, k).
+        ridge: a number, or one for each factor (k).
+
+    Raises:
+        ValueError: for fewer than two codes.
     """
     if len(z) < 2:
         raise ValueError(f"{len(z)} codes are too few to fit a direction to")
@@ -41,18 +51,26 @@ def least_squares(z, y, ridge=0.0):
     variances, axes = torch.linalg.eigh(covariance(z64, z64))
     ridges = torch.as_tensor(ridge, dtype=torch.float64).expand(y.shape[1])[:, None]
     spread = variances.clamp(min=0) + ridges * variances.mean()  # (k, d)
-    inverse = torch.where(spread > 1e-12 * variances.max(), 1 / spread, 0)  # (.)^+: an axis that no code uses gets no weight
+    inverse = torch.where(
+        spread > 1e-12 * variances.max(), 1 / spread, 0
+    )  # (.)^+: an axis that no code uses gets no weight
     weights = (covariance(y64, z64) @ axes * inverse) @ axes.T
     return LinearModel(weights.to(z), (y64.mean(0) - weights @ z64.mean(0)).to(z))
 
 
-def held_out_r2(z, y, ridge=0.0, folds=5, seed=0):
-    """R^2 (k) of predictions for codes that were left out of the fit; at most 1, below 0 where the mean of all predicts better.
-    (That mean knows the codes that are left out: of factors that have nothing to do with codes, R^2 is a little below 0 with
-    ridge None, and far below without a ridge where people are hardly more than the elements of a code.)
+def held_out_r2(z: Tensor, y: Tensor, ridge: float | Tensor | None = 0.0, folds: int = 5, seed: int = 0) -> Tensor:
+    """Return R^2 (k) of predictions for codes that were left out of the fit.
 
-    ridge: as in `least_squares`; None chooses it anew for each fold, from the other folds alone, so that no code helps to choose
-    the ridge by which it is predicted.
+    It is at most 1, and below 0 where the mean of all predicts better. That mean knows the codes that are left out. So R^2 of
+    factors that have nothing to do with codes is a little below 0 with ridge None. Without a ridge it is far below where
+    codes are hardly more than the numbers of a code.
+
+    Args:
+        z: codes (n, d).
+        y: factors (n, k).
+        ridge: as in `least_squares`; None chooses it anew for each fold, from the other folds alone.
+        folds: parts that are left out in turn.
+        seed: of the parts.
     """
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))
     predicted = torch.empty_like(y)
@@ -63,8 +81,8 @@ def held_out_r2(z, y, ridge=0.0, folds=5, seed=0):
     return 1 - (y - predicted).square().mean(0) / y.var(0, correction=0)
 
 
-def choose_ridge(z, y, ridges=RIDGES):
-    """For each factor the ridge (k) with the best held-out R^2, and R^2 of all (number of ridges, k).
+def choose_ridge(z: Tensor, y: Tensor, ridges: Sequence[float] = RIDGES) -> tuple[Tensor, Tensor]:
+    """Return for each factor the ridge (k) with the best held-out R^2, and all R^2 (ridges, k).
 
     The best of many is optimistic: report `held_out_r2` with ridge None.
     """
@@ -77,21 +95,21 @@ def choose_ridge(z, y, ridges=RIDGES):
 # -- directions ------------------------------------------------------------------------------------------------------------
 
 
-def plain(weights):
-    """The paper's directions: the rows of W, scaled so that a step of 1 adds 1 to the predicted factor."""
+def plain(weights: Tensor) -> Tensor:
+    """Return the paper's directions: rows of W, of which a step of 1 adds 1 to the prediction."""
     return weights / weights.square().sum(1, keepdim=True)
 
 
-def orthogonalised(weights):
-    """Directions D with W D' = I: a step of 1 adds 1 to its predicted factor and leaves the other predictions alone.
+def orthogonalised(weights: Tensor) -> Tensor:
+    """Return directions D with W D' = I: a step moves its own prediction and no other.
 
-    Each row is W's own, less its projection on the other rows, at the scale above.
+    Each row is W's own, less its projection on the other rows. A step of 1 adds 1, as in `plain`.
     """
     return torch.linalg.pinv(weights.double()).T.to(weights)
 
 
-def joint(z, y):
-    """The regression turned round, codes on all factors at once: rows of (Cov(z, y) Cov(y)^-1)', (k, d).
+def joint(z: Tensor, y: Tensor) -> Tensor:
+    """Return the regression of codes on all factors at once: rows of (Cov(z, y) Cov(y)^-1)'.
 
     How the mean code changes with one factor while the others are held fixed. Where codes predict factors without error
     and Cov(z) = I it is the same as `orthogonalised`. It inverts no (d, d) matrix and needs no ridge.
@@ -100,24 +118,32 @@ def joint(z, y):
     return (covariance(z64, y64) @ torch.linalg.pinv(covariance(y64, y64), hermitian=True)).T.to(z)
 
 
-def scaled(weights, directions):
-    """Directions (k, d) at the length at which a step of 1 adds 1 to their own predicted factor, as `walk` goes along them."""
+def scaled(weights: Tensor, directions: Tensor) -> Tensor:
+    """Return directions at the length at which a step of 1 adds 1 to their own prediction."""
     return directions / (weights * directions).sum(1, keepdim=True)
 
 
-def foreseen(weights, directions):
-    """The entanglement matrix (k, k) that a linear model foresees for walks: (w_j . d_i) / (w_i . d_i), 1 on the diagonal."""
+def foreseen(weights: Tensor, directions: Tensor) -> Tensor:
+    """Return the entanglement matrix (k, k) that W foresees: (w_j . d_i) / (w_i . d_i)."""
     return scaled(weights, directions) @ weights.T
 
 
-def nearest_orthonormal(directions):
-    """The (k, d) orthonormal rows nearest to these directions' unit vectors (polar factor, Loewdin 1950)."""
+def nearest_orthonormal(directions: Tensor) -> Tensor:
+    """Return the orthonormal rows nearest to unit directions (polar factor, Loewdin 1950)."""
     u, _, vt = torch.linalg.svd(F.normalize(directions.double()), full_matrices=False)
     return (u @ vt).to(directions)
 
 
-def walk(z, model, direction, factor, targets):
-    """Codes (p, d) on the line z + t * direction (d) at which the model predicts ``targets`` (p) for a factor (its number)."""
+def walk(z: Tensor, model: LinearModel, direction: Tensor, factor: int, targets: Tensor) -> Tensor:
+    """Return codes (p, d) on the line z + t direction at which predictions are targets.
+
+    Args:
+        z: where the line starts (d).
+        model: that predicts.
+        direction: (d).
+        factor: its number.
+        targets: predictions (p).
+    """
     t = (targets - model(z)[factor]) / (model.weights[factor] @ direction)
     return z + t[:, None] * direction
 
@@ -125,41 +151,51 @@ def walk(z, model, direction, factor, targets):
 # -- what a walk did -------------------------------------------------------------------------------------------------------
 
 
-def slopes(doses, measured):
-    """Least-squares slopes (..., k) of measured factors (..., p, k) against the doses (p) of a walk."""
+def slopes(doses: Tensor, measured: Tensor) -> Tensor:
+    """Return least-squares slopes (..., k) of measured factors (..., p, k) against doses (p)."""
     x = doses - doses.mean()
     return torch.einsum("p,...pk->...k", x, measured) / x.square().sum()
 
 
-def entanglement(doses, measured):
-    """Matrix (k, k): row i, what a walk along direction i really did to each factor, per unit of its dose; a mean over walks.
+def entanglement(doses: Tensor, measured: Tensor) -> Tensor:
+    """Return what walks along each direction did to each factor, per unit of dose.
 
-    measured: (k directions, n walks, p doses, k factors), in standard deviations of the population, as the doses (p).
-    The diagonal is the response (1: predicted and found agree), the rest is drift. Walks with a nan, in whichever factor, are
-    left out; a row without any whole walk is nan.
+    Args:
+        doses: (p), in standard deviations of the population.
+        measured: (k directions, n walks, p doses, k factors), in the same unit.
+
+    Returns:
+        Matrix (k, k), a row a direction, a mean over walks. The diagonal is the response (1: as predicted), the rest is
+        drift. Walks with a nan in any factor are left out; a row without a whole walk is nan.
     """
     found = slopes(doses, measured)
     whole = found.isfinite().all(2, keepdim=True)
     return found.where(whole, torch.nan).nanmean(1)
 
 
-def purity(matrix):
-    """Share of all change that is the wanted one: mean over i of max(E_ii, 0) / sum_j |E_ij|, for matrices (..., k, k).
+def purity(matrix: Tensor) -> Tensor:
+    """Return the share of all change that is wanted: mean over i of max(E_ii, 0) / sum_j |E_ij|.
 
-    1: nothing else moves; 1/k: all factors move alike; 0: only others move, or each factor moves the wrong way; nan where along
-    some direction nothing moves at all.
+    1: nothing else moves. 1/k: all factors move alike. 0: only others move, or each factor moves the wrong way. It is nan
+    where along some direction nothing moves at all.
+
+    Args:
+        matrix: of `entanglement` (..., k, k).
     """
     wanted = matrix.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     return (wanted / matrix.abs().sum(-1)).mean(-1)
 
 
-def walk_purities(doses, measured):
-    """Purity (n) of each walk's own matrix, from the arguments of `entanglement`; nan where a walk has one."""
+def walk_purities(doses: Tensor, measured: Tensor) -> Tensor:
+    """Return the purity (n) of each walk's own matrix; arguments as in `entanglement`.
+
+    It is nan for a walk with a nan.
+    """
     return purity(slopes(doses, measured).movedim(0, 1))
 
 
-def monotonicity(doses, values):
-    """Spearman's rank correlation of a walk's doses (p) with what was measured (p); nan where nothing changed."""
+def monotonicity(doses: Tensor, values: Tensor) -> float:
+    """Return Spearman's correlation of doses (p) and values (p); nan where nothing changed."""
     if not values.isfinite().all() or values.unique().numel() == 1:
         return float("nan")
     return float(stats.spearmanr(doses, values).statistic)
@@ -168,13 +204,19 @@ def monotonicity(doses, values):
 # -- moving about in latent space ------------------------------------------------------------------------------------------
 
 
-def linear(a, b, t):
-    """Codes (p, d) on the straight line from a to b (d) at t (p). Half-way between two Gaussian codes it is too short."""
+def linear(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Return codes (p, d) on the straight line from a to b, each (d), at t (p).
+
+    Half-way between two Gaussian codes a code is too short.
+    """
     return a + t[:, None] * (b - a)
 
 
-def spherical(a, b, t):
-    """Codes (p, d) on the arc from a to b (d) at t (p): slerp of the directions, with lengths between those of a and b."""
+def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Return codes (p, d) on the arc from a to b, each (d), at t (p).
+
+    Directions follow the great circle (slerp). Lengths lie between those of a and b.
+    """
     u, v = F.normalize(a, dim=0), F.normalize(b, dim=0)
     angle = torch.arccos((u @ v).clamp(-1, 1))
     if angle < 1e-6:
@@ -183,10 +225,20 @@ def spherical(a, b, t):
     return ((1 - t) * a.norm() + t * b.norm())[:, None] * arc
 
 
-def project(generate, x, z, steps, rate=0.05):
-    """A code (1, d) whose volume is near ``x`` in L1, by Adam from ``z``; and the errors, the first of them that of ``z``.
+def project(
+    generate: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, steps: int, rate: float = 0.05
+) -> tuple[Tensor, list[float]]:
+    """Search a code whose volume is near another in L1, by Adam.
 
-    generate: codes (1, d) to volumes like x, differentiable.
+    Args:
+        generate: codes (1, d) to volumes like x, differentiable.
+        x: the volume that is wanted.
+        z: the code (1, d) to start from.
+        steps: of Adam.
+        rate: its learning rate.
+
+    Returns:
+        The best code (1, d), and the errors, the first of them that of z.
     """
     z = z.clone().requires_grad_()
     adam, errors, best = torch.optim.Adam([z], rate), [], z

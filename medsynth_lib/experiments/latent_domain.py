@@ -75,7 +75,7 @@ class Domain:
         return sample(self.networks["mean G^A"], self.networks["mean G^H"], z.to(self.device)).cpu()
 
     def measured(self, volumes: Tensor) -> pd.DataFrame:
-        """Measure the factors of volumes (b, 1, S, S, S), not standardised; nan where a chest has no lung."""
+        """Measure factors of volumes (b, 1, S, S, S), in their units; nan for a chest without lung."""
         return factors(measure_volumes(volumes, self.spacing, self.modality, self.segmenter), self.modality)
 
     def standardised(self, table: pd.DataFrame) -> Tensor:
@@ -147,13 +147,13 @@ def open_domain(
 
 
 def true_factors(domain: Domain, count: int) -> Tensor | None:
-    """Return the standardised factors (n, k) that the simulator gave the first training subjects.
+    """Return the standardised factors (n, k) that the simulator gave training subjects.
 
     A cube is stretched to its subject, so that ml are lost. The truth is taken at the mean voxel size, as measurements are.
 
     Args:
         domain: whose training subjects.
-        count: of them.
+        count: n, how many of them, from the first on.
 
     Returns:
         None for real data.
@@ -170,9 +170,9 @@ def true_factors(domain: Domain, count: int) -> Tensor | None:
 
 
 def true_structures(manifest: Manifest) -> pd.DataFrame:
-    """Return the volumes in ml of simulated brains and of their structures, from the cache or anew.
+    """Return the volumes in ml of simulated brains and of their structures.
 
-    A manifest does not hold them: a subject is simulated once more, which is slow.
+    A manifest does not hold them: a subject is simulated once more, which is slow. The cache keeps them.
     """
     scans = manifest.scans()
     path = cache_folder("structures") / f"{fingerprint([scan.identity(()) for scan in scans])}.csv"
