@@ -1,25 +1,54 @@
-"""Work shared among processes that end with their parent."""
+"""Work shared among processes that end with their parent.
+
+It is a pool of the standard library, not joblib's: joblib's workers go on after their parent was killed.
+"""
 
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from medsynth_lib.files import DataError
 
+Result = TypeVar("Result")
 
-def run(function, tasks, jobs, folder, progress=False, what="simulating", unit="subject"):
-    """Results of ``function(*task)`` for all tasks, in order, in ``jobs`` processes of one thread each.
 
-    Raises DataError, naming the ``folder`` that is written, where a worker is killed.
+def run(
+    function: Callable[..., Result],
+    tasks: list[tuple],
+    jobs: int,
+    folder: Path | str | None,
+    progress: bool = False,
+    what: str = "simulating",
+    unit: str = "subject",
+) -> list[Result]:
+    """Call `function(*task)` for all tasks, in several processes of one thread each.
+
+    Args:
+        function: at the top of a module, since it is sent to the processes.
+        tasks: argument tuples.
+        jobs: processes; one task, or one process, runs here.
+        folder: what an error names as written.
+        progress: show a progress bar.
+        what: the bar's title.
+        unit: what the bar counts.
+
+    Returns:
+        The results, in the order of the tasks.
+
+    Raises:
+        DataError: naming the folder, where a process is killed.
     """
 
-    def bar(results):
+    def bar(results: Iterable[Result]) -> list[Result]:
         return list(tqdm(results, total=len(tasks), desc=what, unit=unit, disable=not progress))
 
     if jobs == 1 or len(tasks) < 2:
@@ -34,10 +63,10 @@ def run(function, tasks, jobs, folder, progress=False, what="simulating", unit="
         ) from error
 
 
-def prepare_worker(parent):
-    """One thread a worker; and a worker ends with its parent, even where that was killed and could not tell it."""
+def prepare_worker(parent: int) -> None:
+    """Give a worker one thread, and end it with its parent, even where that was killed and could not tell it."""
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
@@ -47,7 +76,7 @@ def prepare_worker(parent):
 
 
 def headless() -> bool:
-    """True where interactive widgets would be lost: MEDSYNTH_HEADLESS=1, or no live Jupyter kernel."""
+    """Return whether interactive widgets would be lost: MEDSYNTH_HEADLESS=1, or no live Jupyter kernel."""
     if os.environ.get("MEDSYNTH_HEADLESS") == "1":
         return True
     if "IPython" not in sys.modules:
