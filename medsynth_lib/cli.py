@@ -225,7 +225,8 @@ def memory(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    """Run the downloader as a program of its own: the library imports nothing of data_download, which imports the library."""
+    """Run the downloader, as a program of its own."""
+    # data_download imports the library. Nothing of the library imports data_download, so that no circle can grow.
     return subprocess.run([sys.executable, "-m", "data_download", *arguments], check=False).returncode
 
 

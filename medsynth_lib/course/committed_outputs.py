@@ -71,7 +71,8 @@ def _fewer_colours(book: NotebookNode, colours: int) -> NotebookNode:
 
 
 def _palette(png: str, colours: int) -> str:
-    """A base64 PNG with a palette, where that is smaller; one step of k-means keeps colour maps from falling into bands."""
+    """A base64 PNG with a palette, where that is smaller."""
+    # One step of k-means keeps colour maps from falling into bands.
     picture, buffer = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
     reduced = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
     reduced.save(buffer, "PNG", optimize=True)
@@ -79,7 +80,7 @@ def _palette(png: str, colours: int) -> str:
 
 
 def commit_run(out: str | Path) -> int:
-    """Write the outputs of every executed notebook of a run into the course's; returns the exit status, 0."""
+    """Write the outputs of a run into the course's notebooks; return the exit status, 0."""
     for executed in sorted(Path(out).glob("[0-9][0-9]_*.ipynb")):
         commit_outputs(executed, notebooks_folder() / executed.name)
         print(f"outputs of {executed.name} are in the notebook")

@@ -31,7 +31,7 @@ def check(name: str, hint: str = "") -> Iterator[None]:
 
 
 def _what_failed(error: Exception) -> str:
-    """One sentence about an error in the student's code, with the line of the check where it arose."""
+    """One sentence about an error, with the line of the check where it arose."""
     if isinstance(error, NotImplementedError):
         return "not written yet."
     line = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)

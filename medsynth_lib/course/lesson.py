@@ -90,7 +90,8 @@ def environment() -> str:
 
 
 def draw_once() -> None:
-    """Draw a cell's figures only as they are shown; pyplot would also draw them for a window that nobody looks at."""
+    """Draw a cell's figures only as they are shown."""
+    # By default pyplot draws them before, too, for a window that nobody looks at.
     import matplotlib.pyplot as plt
 
     plt.switch_backend(plt.get_backend())  # which sets the hook, and would at the first figure

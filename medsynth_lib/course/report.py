@@ -70,7 +70,8 @@ class PageExporter(HTMLExporter):
 
     @jinja2.pass_context
     def markdown2html(self, context: Any, source: str) -> str:
-        """Convert Markdown; equations bypass the converter, which would read their _ and | as its own."""
+        """Convert Markdown; equations bypass the converter."""
+        # It would read their _ and | as its own.
         equations: list[re.Match] = []
 
         def hide(match: re.Match) -> str:
@@ -107,7 +108,10 @@ def mathml(equation: re.Match) -> str:
 
 
 def report_again(out: str | Path) -> int:
-    """Write the report of an earlier run again; returns the exit status, 2 where the folder is not of a run."""
+    """Write the report of an earlier run again.
+
+    Returns: the exit status: 0, or 2 where the folder is not of a run.
+    """
     if not (Path(out) / "summary.json").is_file():
         print(f"{out} holds no summary.json; give the folder of a run.", file=sys.stderr)
         return 2
@@ -134,7 +138,14 @@ def write_report(out: str | Path, notebooks: Path | None = None) -> Path:
 
 
 def write_page(exporter: HTMLExporter, notebook: NotebookNode, path: Path, pictures: Path) -> None:
-    """Write an executed notebook as one self-contained HTML file; `pictures` is the folder of its Markdown pictures."""
+    """Write an executed notebook as one self-contained HTML file.
+
+    Args:
+        exporter: a `PageExporter`.
+        notebook: the notebook; it loses its widgets' state.
+        path: the HTML file.
+        pictures: folder of the pictures that its Markdown shows.
+    """
     notebook.metadata.pop("widgets", None)  # without a widget manager the static output must stand in
     resources = {"metadata": {"name": path.stem, "path": str(pictures)}}
     with atomic(path) as temporary:
@@ -142,7 +153,7 @@ def write_page(exporter: HTMLExporter, notebook: NotebookNode, path: Path, pictu
 
 
 def _card(out: Path, row: dict, exporter: HTMLExporter, pictures: Path) -> str:
-    """One notebook on the index: state, picture, numbers and links; its page is written on the way."""
+    """One notebook on the index; its page is written on the way."""
     number, title = row["name"][:2], row["name"][3:].replace("_", " ").capitalize()
     head = f"<h2><span>{number}</span>{html.escape(title)}</h2>"
     links = ""

@@ -45,7 +45,9 @@ class Results:
     def record_measured(
         self, name: str, value: Any, unit: str = "", paper: float | None = None, note: str = ""
     ) -> None:
-        """Store a measured number, or "not run" where nothing could be measured; the note then says so.
+        """Store a measured number, or "not run" where it could not be measured.
+
+        The note then says so.
 
         Args:
             name: such as "ct/monotonicity/lung".
@@ -114,7 +116,9 @@ def _violation(name: str, results: dict, reference: dict) -> list[str]:
 
 
 def compare_run(out: str | Path) -> int:
-    """Hold every NN/results.json of a run against tests/reference/NN-PROFILE.json and print what differs.
+    """Hold the results of a run against tests/reference/NN-PROFILE.json.
+
+    What differs is printed.
 
     Returns: the exit status: 0, 1 where a result is missing or out of tolerance, 2 where there is nothing to compare.
     """

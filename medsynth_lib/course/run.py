@@ -134,7 +134,7 @@ def run_one(
 
     Returns: its row of the summary: name, status, seconds, peak_mib, executed (a file name) and error.
     """
-    number, title = path.name[:2], path.stem.replace("_", " ")
+    title = path.stem.replace("_", " ")
     row: dict[str, Any] = {
         "name": path.stem,
         "status": "interrupted",
@@ -147,24 +147,36 @@ def run_one(
         return row
     if jobs == 1:
         print(f"{title} ... ", end="", flush=True)
-    executed, log = out / path.name, out / f"{number}.stderr.txt"
-    for stale in (executed, executed.with_suffix(".html"), out / number / "results.json", out / number / "main.png"):
-        stale.unlink(missing_ok=True)
-    row["error"] = _unknown_parameters(path, parameters)
-    if row["error"]:
-        row["status"] = "failed"
+    _remove_stale(path, out)
+    if error := _unknown_parameters(path, parameters):
+        row |= {"status": "failed", "error": error}
     else:
-        started = time.monotonic()
-        command = _papermill(path, executed, parameters, cell_timeout)
-        status, row["peak_mib"] = _watch(command, log, _surroundings(path.parent, jobs), stop)
-        row["seconds"] = round(time.monotonic() - started, 1)
-        row["status"] = "interrupted" if status is None else "failed" if status else "ok"
-        row["executed"], row["error"] = _outcome(executed, log, row["status"])
+        row |= _execute(path, out, parameters, jobs, cell_timeout, stop)
     print("" if jobs == 1 else f"{title} ... ", end="")
     print(f"{row['status']} {row['seconds']:.1f} s {row['peak_mib']} MiB", flush=True)
     if row["status"] == "failed":
         print("    " + row["error"].replace("\n", "\n    "), flush=True)
     return row
+
+
+def _execute(
+    path: Path, out: Path, parameters: dict[str, str], jobs: int, cell_timeout: int, stop: threading.Event
+) -> dict[str, Any]:
+    """Run papermill on one notebook; what of its row is known then."""
+    executed, log, started = out / path.name, out / f"{path.name[:2]}.stderr.txt", time.monotonic()
+    command = _papermill(path, executed, parameters, cell_timeout)
+    status, peak = _watch(command, log, _surroundings(path.parent, jobs), stop)
+    seconds = round(time.monotonic() - started, 1)
+    word = "interrupted" if status is None else "failed" if status else "ok"
+    name, error = _outcome(executed, log, word)
+    return {"status": word, "seconds": seconds, "peak_mib": peak, "executed": name, "error": error}
+
+
+def _remove_stale(path: Path, out: Path) -> None:
+    """Remove what an earlier run wrote for a notebook: it would pass for this run's."""
+    executed, results = out / path.name, out / path.name[:2]
+    for stale in (executed, executed.with_suffix(".html"), results / "results.json", results / "main.png"):
+        stale.unlink(missing_ok=True)
 
 
 def _papermill(path: Path, executed: Path, parameters: dict[str, str], cell_timeout: int) -> list[str]:
@@ -199,7 +211,7 @@ def _surroundings(notebooks: Path, jobs: int) -> dict[str, str]:
 def _watch(
     command: list[str], log: Path, surroundings: dict[str, str], stop: threading.Event
 ) -> tuple[int | None, int]:
-    """Exit status of a command (None: stopped) and the peak of its process tree's resident memory in MiB."""
+    """Exit status of a command (None: stopped) and its peak of resident memory in MiB."""
     peak = 0
     with open(log, "wb") as stream:  # a session of its own, so that Ctrl-C reaches the runner alone
         process = psutil.Popen(
@@ -214,7 +226,7 @@ def _watch(
 
 
 def _resident(process: psutil.Process) -> int:
-    """Bytes resident in a process and its children; pages that forked workers share count once (on Linux)."""
+    """Bytes resident in a process and its children; shared pages count once on Linux."""
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:
@@ -238,7 +250,7 @@ def _end(process: psutil.Process) -> None:
 
 
 def _unknown_parameters(path: Path, parameters: dict[str, str]) -> str | None:
-    """A sentence where the notebook's parameters cell lacks a name (papermill itself would only warn)."""
+    """A sentence where the parameters cell lacks a name; papermill would only warn."""
     try:
         cells = nbformat.read(path, as_version=4).cells
         tagged = [ast.parse(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", [])]
@@ -252,7 +264,7 @@ def _unknown_parameters(path: Path, parameters: dict[str, str]) -> str | None:
 
 
 def _outcome(executed: Path, log: Path, status: str) -> tuple[str | None, str | None]:
-    """Name of the executed notebook (None where unreadable), and the last lines of the error with its cell."""
+    """Name of the executed notebook (None: unreadable), and the end of the error."""
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError):  # stopped before or while it was written

@@ -9,7 +9,7 @@ from medsynth_lib.settings import notebooks_folder
 
 
 def student_copy(notebook: Path, copy: Path) -> None:
-    """Write a notebook without its cells tagged `solution`, its outputs and its execution counts."""
+    """Write a notebook without cells tagged `solution`, outputs and execution counts."""
     book = nbformat.read(notebook, as_version=4)
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in book.cells:
