@@ -6,13 +6,13 @@ from collections.abc import Callable
 from IPython.display import Code
 
 
-def source(thing: Callable | type) -> Code:
-    """Show the source of a function or class, highlighted.
+def source(*things: Callable | type) -> Code:
+    """Show the source of functions or classes, highlighted.
 
     Args:
-        thing: a function, method or class of the library.
+        things: functions, methods or classes of the library.
 
     Returns:
         What a notebook cell displays as code.
     """
-    return Code(inspect.getsource(thing), language="python")
+    return Code("\n".join(map(inspect.getsource, things)), language="python")

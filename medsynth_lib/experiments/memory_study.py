@@ -3,19 +3,21 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
 from medsynth_lib.evaluation.hagan_inference import sample
-from medsynth_lib.profiling.ledger import Training, account
+from medsynth_lib.profiling.ledger import Account, Training, account
 from medsynth_lib.profiling.networks import baseline, hagan, unsupervised
 from medsynth_lib.profiling.planner import TIGHT
-from medsynth_lib.profiling.report import GIB, MIB, Report
+from medsynth_lib.profiling.report import GIB, MIB, Report, make_report
 from medsynth_lib.settings import notebooks_folder
 from medsynth_lib.training.loop import Algorithm
 
+Made = TypeVar("Made")
 RESULTS = notebooks_folder().parent / "benchmarks" / "results"
 PAPERS_SHARE = 1 / 8  # of the slices, in a sub-volume
 FINEST = {"Progressive GAN": 16}  # channels at full resolution; of the other baselines 64
@@ -66,6 +68,17 @@ class Steps:
         if key not in self.reports:
             self.reports[key] = account(lambda: self.training(model, size, **changes))
         return self.reports[key]
+
+
+def peak_while(make: Callable[[], Made]) -> tuple[Made, float]:
+    """Make something with real tensors, and account the memory that it takes meanwhile.
+
+    Returns:
+        What was made, and the MiB that were alive at most: new tensors, and older ones that were used.
+    """
+    with Account() as events:
+        made = make()
+    return made, make_report(events.events).peak / MIB
 
 
 def running_mean(report: Report) -> float:

@@ -125,3 +125,5 @@ def test_lesson_figures_draw():
 
 def test_source_shows_the_code():
     assert "def make_subject" in source(make_subject).data
+    both = source(make_subject, source).data
+    assert both.index("def make_subject") < both.index("def source")

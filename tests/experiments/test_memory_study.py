@@ -46,6 +46,12 @@ def test_the_paper_s_step_has_no_running_mean():
     assert study.running_mean(report(9, mean=2)) == 2 and study.papers_peak(report(9, mean=2)) == 7
 
 
+def test_the_peak_while_something_is_made_counts_what_is_used_and_what_is_new():
+    old = torch.zeros(4 * MIB)  # 16 MiB
+    made, peak = study.peak_while(lambda: (old[:MIB] + 1) * 2)  # two new tensors of 4 MiB
+    assert made.shape == (MIB,) and peak == 24
+
+
 def test_verdicts():
     assert [study.verdict(gib) for gib in (3.0, 15.9, 16.1)] == ["fits", "fits, but tightly", "does not fit 16 GB"]
 
