@@ -132,7 +132,9 @@ class Comparison:
     def other_scores(self) -> pd.DataFrame:
         """Tabulate Dice, steps, scores in the paper's manner, and seconds: a row a planned method."""
         mean = self.method_means.reindex(self.methods)
-        mean["steps"] = self.rows.groupby("method")["steps"].max()
+        mean["steps"] = (
+            self.rows.groupby("method")["steps"].max().astype("Int64")
+        )  # stays whole beside a row that lacks it
         return dashed(pd.DataFrame({name: mean[column] for name, column in OTHERS.items()}))
 
     def tables(self, name: str, paper: pd.DataFrame | None = None) -> list[pd.DataFrame]:
