@@ -23,6 +23,7 @@ from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.image import psnr
 from medsynth_lib.evaluation.synthesis import predict
 from medsynth_lib.experiments.lesson_data import volumes
+from medsynth_lib.settings import Pix2PixSettings
 from medsynth_lib.training.loop import fit
 from medsynth_lib.training.pix2pix import Pix2Pix
 
@@ -56,17 +57,8 @@ def main():
     for data in (train, tune, test):
         data.preload(1)
     stages.done(f"prepare {len(train) + len(tune) + len(test)} scans")
-    recipe = dict(
-        width=args.width,
-        loss="l1",
-        learning_rate=0.005,
-        constant_until=1.0,
-        decay_until=2.0,
-        final_learning_rate=0.0,
-        spatial=0.5,
-        intensity=0.0,
-    )  # a constant rate
-    algorithm = Pix2Pix(recipe)
+    constant_rate = dict(learning_rate=0.005, constant_until=1.0, decay_until=2.0)
+    algorithm = Pix2Pix(Pix2PixSettings(width=args.width, loss="l1", **constant_rate))
     folder = args.out / "full_size_training"
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)  # a benchmark starts anew
     history = fit(algorithm, train, tune, folder, steps=args.steps, validate_every=args.steps)

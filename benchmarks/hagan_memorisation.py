@@ -1,11 +1,10 @@
-"""Do the shipped HA-GANs copy? The nearest of as many people whom a model learned from and people whom it never met.
+"""Do the shipped HA-GANs copy? The nearest of as many subjects that a model learned from as of new ones.
 
-    python benchmarks/hagan_memorisation.py --people 400 --samples 200
+    python benchmarks/hagan_memorisation.py --subjects 400 --samples 200
 
-Simulated people; of those whom the model learned from the first 400 at most, which lesson 05 looks at. Half of the samples would
-have a known person nearest if the model had learned nobody by heart. ``known_if_copies`` is what a model would be expected to
-reach that copies all people it learned from, each as often. The error is a binomial standard error, too small where samples
-share their nearest.
+Subjects are simulated. Of those that the model learned from, the first 400 at most take part, which lesson 05 looks at. Without
+memorisation half of the samples have a known subject nearest. ``known_if_copies`` is the share of a model that copies all
+subjects it learned from, each as often. The error is a binomial standard error, too small where samples share their nearest.
 """
 
 from types import SimpleNamespace
@@ -20,19 +19,19 @@ from medsynth_lib.experiments.lesson_data import simulated_volumes
 from medsynth_lib.settings import load_settings
 
 
-def share_nearest_to_known(lesson, modality, people, samples):
+def share_nearest_to_known(lesson, modality, subjects, samples):
     """One row of numbers of an organ's model."""
     settings, (splits, _) = lesson.settings, lesson_cubes(lesson, modality)
     model, known = trained_hagan(lesson, splits), splits["train"]
-    manifest = simulated_volumes(settings, modality, dict(adapt=people))  # a split that lessons 05 to 07 do not have
+    manifest = simulated_volumes(settings, modality, dict(adapt=subjects))  # a split that lessons 05 to 07 do not have
     unknown = cached_cubes(Cubes(manifest, known.contract))
-    references = [group[i]["x"] for group in (known, unknown) for i in range(people)]
-    codes = torch.randn(samples, settings.hagan["latent"], generator=torch.Generator().manual_seed(lesson.seed))
+    references = [group[i]["x"] for group in (known, unknown) for i in range(subjects)]
+    codes = torch.randn(samples, settings.hagan.latent, generator=torch.Generator().manual_seed(lesson.seed))
     found = nearest_neighbours(generate(model.networks, codes), references)
-    share, compared = float((found["nearest"] < people).mean()), people / settings.people
+    share, compared = float((found["nearest"] < subjects).mean()), subjects / settings.training_subjects
     return dict(
         model=model.folder.name,
-        people=people,
+        people=subjects,
         samples=samples,
         known=round(share, 3),
         standard_error=round((share * (1 - share) / samples) ** 0.5, 3),
@@ -43,9 +42,11 @@ def share_nearest_to_known(lesson, modality, people, samples):
 
 
 def main():
-    args = arguments(__doc__, people=400, samples=200)
+    args = arguments(__doc__, subjects=400, samples=200)
     lesson = SimpleNamespace(settings=load_settings("05", "lesson"), data_dir=None, seed=0, notebook="05")
-    write(args.out, "hagan_memorisation", [share_nearest_to_known(lesson, m, args.people, args.samples) for m in NAMES])
+    write(
+        args.out, "hagan_memorisation", [share_nearest_to_known(lesson, m, args.subjects, args.samples) for m in NAMES]
+    )
 
 
 if __name__ == "__main__":

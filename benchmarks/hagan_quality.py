@@ -9,6 +9,7 @@ Simulated tumour-free brains of lesson 05. The other seed says how large a diffe
 import json
 import tempfile
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -20,23 +21,23 @@ from medsynth_lib.evaluation.distribution import sliced_wasserstein
 from medsynth_lib.evaluation.generation import generate, pairwise_ms_ssim
 from medsynth_lib.experiments.hagan import lesson_cubes
 from medsynth_lib.settings import load_settings
-from medsynth_lib.training.hagan import HAGAN
+from medsynth_lib.training.hagan_build import build
 from medsynth_lib.training.loop import fit
 
 
-def run(precision, seed, recipe, train, held_out, device):
-    """One training; a row of numbers."""
+def run(precision, seed, settings, train, held_out, device):
+    """Train once; return a row of numbers."""
     torch.manual_seed(seed)
-    model, steps = HAGAN(recipe), recipe["steps"]
+    model, steps = build(settings), settings.steps
     fabric = Fabric(accelerator=device, devices=1, precision=precision)
     often = dict(validate_every=max(1, steps // 6), checkpoint_every=steps)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         tune = Subset(held_out, range(4))
-        how = dict(steps=steps, seed=seed, batch_size=recipe["batch_size"], fabric=fabric) | often
+        how = dict(steps=steps, seed=seed, batch_size=settings.batch_size, fabric=fabric) | often
         history = fit(model, train, tune, folder, **how)
     seconds = time.perf_counter() - began
-    codes = torch.randn(len(held_out), recipe["latent"], generator=torch.Generator().manual_seed(1))
+    codes = torch.randn(len(held_out), settings.latent, generator=torch.Generator().manual_seed(1))
     made = generate(model.networks, codes).float()
     real = torch.stack([sample["x"] for sample in held_out])
     return dict(
@@ -56,9 +57,10 @@ def main():
     settings = load_settings("05", "lesson")
     cubes, _ = lesson_cubes(SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="05"), "t1")
     train, held_out = Subset(cubes["train"], range(args.volumes)), Subset(cubes["test"], range(16))
-    recipe = settings.hagan | settings.live | dict(steps=args.steps)
+    live = dict(batch_size=settings.live_batch_size, average=settings.live_average)
+    short = replace(settings.hagan, steps=args.steps, **live)
     precisions = ("32-true", 0), ("bf16-mixed", 0), ("32-true", 1)
-    rows = [run(precision, seed, recipe, train, held_out, args.device) for precision, seed in precisions]
+    rows = [run(precision, seed, short, train, held_out, args.device) for precision, seed in precisions]
     write(args.out, f"hagan_quality-{args.device}", rows, args.device)
 
 

@@ -9,13 +9,11 @@ seconds (user and system, of this process) hardly depend on what else runs; wall
 they alone count. ``--precision``: fp32; on a GPU also tf32 (fp32 whose convolutions and products may use TF32) and bf16
 (autocast). ``--forms``: which to run, the first as the yardstick, such as "reference,lean,lean channels_last,lean compiled".
 ``--memory 1``: peak memory of each form alone, allocated on a GPU, resident elsewhere (there in a process of its own).
-``--profile 1``, on a GPU: a table of each form's operations by torch.profiler, with the time that the GPU is busy. The
-public loop's zeroing and freezing are written here in our words (it has no function to call); it starts anywhere, ours at a
-multiple of 4.
+``--profile 1``, on a GPU: a table of each form's operations by torch.profiler, with the time that the GPU is busy. The zeroing
+and freezing of the public loop are written here in our words, because it has no function to call.
 """
 
 import contextlib
-import functools
 import gc
 import resource
 import statistics
@@ -26,54 +24,71 @@ import time
 import torch
 import torch.nn.functional as F
 from common import arguments, peak_gib, write
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from medsynth_lib.training.hagan import HAGAN, PAPER
+from medsynth_lib.settings import PublicHAGANSettings
+from medsynth_lib.training.hagan_build import build as build_hagan
+from medsynth_lib.training.loop import Run
 
 STEPS = {"D": ("D^H", "D^L"), "G": ("G^A", "G^L", "G^H"), "E^H": ("E^H",), "E^G": ("E^G",)}
 
 
 class Clock:
-    """CPU and wall seconds by name of a step."""
+    """CPU and wall seconds of an iteration by the name of a step, which ends when the last of its optimisers has stepped."""
 
-    def __init__(self, device):
+    def __init__(self, device, optimisers):
         self.device, self.seconds = device, {}
+        self.ends = {id(of_step[-1]): step for step, of_step in optimisers.items()}
 
-    def measure(self, name, function):
-        began = time.process_time(), time.perf_counter()
-        value = function()
+    def measure(self, iterate, x):
+        def end(optimiser, *_):
+            if id(optimiser) in self.ends:
+                nonlocal began
+                now = self.now()
+                self.seconds[self.ends[id(optimiser)]] = now[0] - began[0], now[1] - began[1]
+                began = now
+
+        hook = register_optimizer_step_post_hook(end)
+        began = self.now()
+        iterate(x)
+        hook.remove()
+
+    def now(self):
         if self.device == "cuda":
             torch.cuda.synchronize()
-        self.seconds[name] = time.process_time() - began[0], time.perf_counter() - began[1]
-        return value
+        return time.process_time(), time.perf_counter()
 
 
-def cast(loss, precision):
-    """The loss, computed in autocast where that is asked for. (Its cache of cast weights ends before these take a step.)"""
-    with torch.autocast("cuda", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
-        return loss()
+def autocast(precision):
+    return torch.autocast("cuda", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def backward_outside_autocast(loss):
+    """Compute gradients without autocast, then forget its copies of weights, which are about to take a step."""
+    with torch.autocast("cuda", enabled=False):
+        loss.backward()
+    torch.clear_autocast_cache()
 
 
 class Ours:
-    """HAGAN with a clock around its updates; ``form``: "plain" or "lean", then any of "channels_last", "compiled"."""
+    """HA-GAN of this library; ``form``: "plain" or "lean", then any of "channels_last", "compiled"."""
 
     def __init__(self, form, size, device, precision):
         kind, *switches = form.split()
-        changes = dict(size=size, loss="public", lean=kind == "lean", channels_last="channels_last" in switches)
-        self.model, self.clock = HAGAN(PAPER | changes), Clock(device)
+        settings = PublicHAGANSettings(size=size, lean=kind == "lean", channels_last="channels_last" in switches)
+        self.model, self.precision = build_hagan(settings), precision
         for network in self.model.networks.values():
             network.to(device)
             if "compiled" in switches:
                 network.compile()
-        self.precision = precision
-        self.names, self.update = {names: step for step, names in STEPS.items()}, self.model.update
-        self.model.update = self.timed
-
-    def timed(self, names, **losses):
-        losses = {key: functools.partial(cast, loss, self.precision) for key, loss in losses.items()}
-        return self.clock.measure(self.names[names], lambda: self.update(names, **losses))
+        optimisers = {step: [self.model.optimisers[name] for name in names] for step, names in STEPS.items()}
+        self.clock, self.run = Clock(device, optimisers), Run(torch.device(device))
+        if precision == "bf16":
+            self.run = Run(torch.device(device), precision="bf16-mixed", backward=backward_outside_autocast)
 
     def iterate(self, x):
-        self.model.step({"x": x})
+        with autocast(self.precision):
+            self.model.step({"x": x}, self.run)
 
 
 class Reference:
@@ -87,24 +102,27 @@ class Reference:
         self.g, self.d = public.Generator(mode="train", latent_dim=1024).to(device), public.Discriminator().to(device)
         self.high, self.ground = public.Encoder().to(device), public.Sub_Encoder(latent_dim=1024).to(device)
         self.nets = self.d, self.g, self.high, self.ground
-        self.adam = {
-            n: torch.optim.Adam(n.parameters(), 4e-4 if n is self.d else 1e-4, betas=(0.0, 0.999)) for n in self.nets
-        }
-        self.size, self.clock, self.device, self.precision = size, Clock(device), device, precision
+        self.adam = [
+            torch.optim.Adam(n.parameters(), 4e-4 if n is self.d else 1e-4, betas=(0.0, 0.999)) for n in self.nets
+        ]
+        self.size, self.device, self.precision = size, device, precision
+        self.clock = Clock(device, {step: [adam] for step, adam in zip(STEPS, self.adam, strict=True)})
 
     def iterate(self, x):
         self.r = int(torch.randint(self.size * 7 // 8 + 1, ()))
         self.x, self.real = x, (x[:, :, self.r : self.r + self.size // 8], F.interpolate(x, scale_factor=0.25))
-        losses = dict(zip(STEPS, (self.d_loss, self.g_loss, self.high_loss, self.ground_loss), strict=True))
-        for network, (name, loss) in zip(self.nets, losses.items(), strict=True):
-            self.clock.measure(name, functools.partial(self.update, network, loss))
+        losses = self.d_loss, self.g_loss, self.high_loss, self.ground_loss
+        for network, adam, loss in zip(self.nets, self.adam, losses, strict=True):
+            self.update(network, adam, loss)
 
-    def update(self, network, loss):
+    def update(self, network, adam, loss):
         for other in self.nets:
             other.requires_grad_(other is network)
         network.zero_grad()
-        cast(loss, self.precision).backward()
-        self.adam[network].step()
+        with autocast(self.precision):  # its copies of weights end before these take a step
+            value = loss()
+        value.backward()
+        adam.step()
 
     def fake(self):
         return self.g(torch.randn(len(self.x), 1024, device=self.device), crop_idx=self.r)
@@ -153,18 +171,8 @@ def peak(form, args, x):
 
 def main():
     args = arguments(
-        __doc__,
-        size=128,
-        reference="",
-        forms="",
-        rounds=3,
-        precision="fp32",
-        batch=2,
-        memory=0,
-        profile=0,
-        only="",
-        note="",
-    )
+        __doc__, size=128, reference="", forms="", rounds=3, precision="fp32", batch=2, memory=0, profile=0, only="", note=""
+    )  # fmt: skip
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.rand(args.batch, 1, *[args.size] * 3, device=args.device) * 2 - 1
@@ -176,9 +184,8 @@ def main():
         return
     names = args.forms.split(",") if args.forms else ["reference" if args.reference else "plain", "lean"]
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
-    peaks = {
-        form: round(peak(form, args, x), 2) for form in names if args.memory
-    }  # first: a child starts at its parent's
+    # memory first: a child process starts with its parent's
+    peaks = {form: round(peak(form, args, x), 2) for form in names if args.memory}
     forms = {form: build(form, args) for form in names}
     seconds = rounds(forms, x, args.rounds)
     name = f"hagan_step-{args.device}-{args.size}" + ("" if args.device == "cpu" else f"-{args.precision}")
@@ -201,7 +208,7 @@ def rounds(forms, x, number):
     seconds = {form: {step: [] for step in STEPS} for form in forms}
     for turn in range(number + 1):
         for form, subject in forms.items():
-            subject.iterate(x)
+            subject.clock.measure(subject.iterate, x)
             cpu = {step: round(pair[0], 2) for step, pair in subject.clock.seconds.items()}
             print("round", turn, form, cpu, file=sys.stderr, flush=True)
             for step, pair in subject.clock.seconds.items():

@@ -3,7 +3,7 @@
     python benchmarks/memory_gpu.py
 
 HA-GAN, plain and lean, at every size, the paper's multipliers, both precisions; the four baselines; a SegResNet of MONAI. What
-does not fit is written as such. It needs a GPU; `python -m medsynth_lib.profiling.memory` plans without one.
+does not fit is written as such. It needs a GPU; `medsynth memory` plans without one.
 """
 
 from functools import partial
@@ -12,7 +12,10 @@ import torch
 from common import arguments, write
 from monai.networks.nets import SegResNet
 
-from medsynth_lib.profiling.memory import BASELINES, GIB, Setting, baseline, hagan, measured, training
+from medsynth_lib.profiling.ledger import measured
+from medsynth_lib.profiling.networks import BASELINES, baseline, hagan
+from medsynth_lib.profiling.planner import Setting, training_in
+from medsynth_lib.profiling.report import GIB
 
 
 def segresnet():
@@ -49,7 +52,7 @@ def main():
             precision=setting.precision,
         )
         try:
-            found = measured(partial(training, build, setting))
+            found = measured(partial(training_in, setting, build))
             rows.append(row | {f"{key}_gib": round(value / GIB, 3) for key, value in found.items()})
         except torch.OutOfMemoryError:
             rows.append(row | dict(note="does not fit"))
