@@ -11,10 +11,10 @@ from medsynth_lib.models.hagan_lean import fuse_up_sampling, store_less
 from medsynth_lib.profiling.fake import tensors
 from medsynth_lib.profiling.ledger import Training
 from medsynth_lib.profiling.phases import phase, updates
-from medsynth_lib.settings import settings_class
+from medsynth_lib.settings import PublicHAGANSettings, settings_class
 from medsynth_lib.training.baselines import ALGORITHMS
-from medsynth_lib.training.hagan import HAGAN, PAPER
-from medsynth_lib.training.hagan_lean import SecondMomentAdam
+from medsynth_lib.training.hagan_build import build
+from medsynth_lib.training.hagan_lean import SecondMomentAdam, recompute
 from medsynth_lib.training.loop import Algorithm, Run
 
 BASELINES = ("WGAN", "VAE-GAN", "alpha-GAN", "Progressive GAN")
@@ -22,22 +22,21 @@ STEPS = 1000  # of the training whose first and last step are planned
 
 
 def hagan(
-    size: int = 256, sub_volume: float = 1 / 8, latent: int = 1024, c: int = 32, classes: int = 0,
-    lean: bool = False, levers: Sequence[str] = (), checkpoint: bool = False,
+    size: int = 256, sub_volume: float = 1 / 8, latent: int = 1024, c: int = 32, lean: bool = False,
+    levers: Sequence[str] = (), checkpoint: bool = False,
 ) -> Algorithm:  # fmt: skip
     """Build HA-GAN with the losses of the public code and a running mean of the generator's weights.
 
     Args:
-        size, latent, c, classes: as in `models.hagan.networks`.
+        size, latent, c: as in `models.hagan.networks`.
         sub_volume: share of the slices that D^H sees.
         lean: all of the lean form.
         levers: parts of the lean form: any of "up-sampling", "activations", "optimiser state".
         checkpoint: compute G^L and G^H again in the backward pass.
     """
-    changes = dict(
-        size=size, latent=latent, c=c, fraction=sub_volume, classes=classes, loss="public", average=0.999, lean=lean
-    )
-    algorithm = HAGAN(PAPER | changes | dict(checkpoint=checkpoint))
+    algorithm = build(PublicHAGANSettings(size=size, latent=latent, c=c, fraction=sub_volume, average=0.999, lean=lean))
+    for name in ("G^L", "G^H") if checkpoint else ():
+        recompute(algorithm.networks[name])
     for name in algorithm.optimisers:
         network = algorithm.networks[name]
         if "up-sampling" in levers:
@@ -45,7 +44,7 @@ def hagan(
         if "activations" in levers:
             store_less(network)
         if "optimiser state" in levers:
-            algorithm.optimisers[name] = SecondMomentAdam(network.parameters(), 1e-4)
+            algorithm.optimisers[name] = SecondMomentAdam(list(network.parameters()), 1e-4)
     return algorithm
 
 

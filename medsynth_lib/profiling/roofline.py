@@ -23,7 +23,7 @@ MOVES_NOTHING = (
     aten.new_empty,
     aten.new_empty_strided,
 )
-WRITES_ONLY = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
+WRITES_ONLY: tuple = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
 WRITES_ONLY += (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
 WRITES_ONLY += (aten.new_zeros, aten.new_ones, aten.new_full, aten._foreach_zero_, aten._foreach_copy_)
 OTHER = "other"  # the phase of what belongs to no update
