@@ -4,6 +4,7 @@ Template: MNI ICBM 152 non-linear symmetric 2009a (Fonov et al. 2011, NeuroImage
 grey- and white-matter probability maps. Coordinates are MNI millimetres (x right, y anterior, z superior).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -60,22 +61,33 @@ class Atlas:
     tumour_centres: np.ndarray  # (n, 3) mm: places in deep white matter, away from the ventricles
 
 
-def template_path(kind):
-    """Path of the template's "t1", "gm" or "wm" map inside the nilearn package."""
+def template_path(kind: str) -> Path:
+    """Return the path of the template's "t1", "gm" or "wm" map inside the nilearn package."""
     path = Path(nilearn.datasets.__file__).parent / "data" / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.exists():
         raise FileNotFoundError(f"{path.name} is not in this nilearn; install the version in constraints.txt")
     return path
 
 
-def low_pass_sigma(spacing):
-    """Sigma in mm of the blur for a grid: a wider voxel averages more anatomy. None at the atlas's own 1 mm or finer."""
+def low_pass_sigma(spacing: float) -> float | None:
+    """Return the sigma (mm) of the blur for a grid: a wider voxel averages more anatomy.
+
+    Args:
+        spacing: edge of a voxel in mm.
+
+    Returns:
+        None at the atlas's own 1 mm or finer.
+    """
     return 0.35 * spacing if spacing > 1 else 0.0
 
 
 @lru_cache(maxsize=4)
-def atlas(spacing=1.0):
-    """The atlas, low-passed for sampling every ``spacing`` mm; made once (about 5 s), then read from the cache."""
+def atlas(spacing: float = 1.0) -> Atlas:
+    """Return the atlas, low-passed for a grid; made once, then read from the cache.
+
+    Args:
+        spacing: edge of a voxel in mm.
+    """
     path = cache_folder("atlas") / f"mni152-v{VERSION}-{spacing:g}mm.npz"
     if not path.exists():
         arrays = build_maps()
@@ -95,8 +107,8 @@ def atlas(spacing=1.0):
         )
 
 
-def build_maps():
-    """Compute all atlas arrays at 1 mm from the template's three maps, as a dictionary of numpy arrays."""
+def build_maps() -> dict[str, np.ndarray]:
+    """Compute all atlas arrays at 1 mm from the template's three maps."""
     image = nib.load(template_path("t1"))
     t1, gm, wm = (np.asarray(nib.load(template_path(k)).dataobj, np.float32) / 255 for k in ("t1", "gm", "wm"))
     box = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in ndi.find_objects((t1 > 0).astype(np.uint8))[0])
@@ -128,8 +140,16 @@ def build_maps():
     )
 
 
-def ventricle_map(csf, brain, mm):
-    """Lateral and third ventricles: deep CSF connected to the lateral ventricles' bodies, inside a box without cisterns."""
+def ventricle_map(csf: np.ndarray, brain: np.ndarray, mm: np.ndarray) -> np.ndarray:
+    """Find the lateral and third ventricles: deep CSF connected to the lateral ventricles' bodies.
+
+    A box leaves the cisterns out.
+
+    Args:
+        csf: share of fluid (x, y, z).
+        brain: boolean mask (x, y, z).
+        mm: MNI position (3, x, y, z) of every voxel.
+    """
     x, y, z = mm
     box = (np.abs(x) < 42) & (y > -50) & (y < 34) & (z > -14) & (z < 30) & ~((np.abs(x) < 12) & (y < -30))
     deep = ndi.distance_transform_edt(brain) > 22
@@ -139,8 +159,18 @@ def ventricle_map(csf, brain, mm):
     return ndi.binary_dilation(np.isin(parts, seeds[seeds > 0]), iterations=2) * csf
 
 
-def ventricle_push(distance, affine):
-    """Vector field that widens the ventricles: the gradient of the distance to their wall, faded out over 18 mm."""
+def ventricle_push(distance: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Make the vector field that widens the ventricles.
+
+    It is the gradient of the distance to their wall, faded out over 18 mm.
+
+    Args:
+        distance: to the wall (x, y, z) in mm, negative inside.
+        affine: voxels to mm (4, 4).
+
+    Returns:
+        The field (3, x / 2, y / 2, z / 2), and its own affine.
+    """
     smooth = ndi.gaussian_filter(distance, 2.0).astype(np.float32)
     fade = np.where(smooth > 0, np.exp(-smooth / 18), np.clip(1 - smooth / smooth.min(), 0, 1))
     push = (np.stack(np.gradient(smooth)) * fade)[:, ::2, ::2, ::2]
@@ -148,8 +178,20 @@ def ventricle_push(distance, affine):
     return push.astype(np.float16), push_affine
 
 
-def structure_labels(wm, gm, brain, ventricle, mm):
-    """Approximate labels of the twelve structures of HA-GAN's Fig. 6, uint8 index into STRUCTURES."""
+def structure_labels(
+    wm: np.ndarray, gm: np.ndarray, brain: np.ndarray, ventricle: np.ndarray, mm: np.ndarray
+) -> np.ndarray:
+    """Label the twelve structures of HA-GAN's Fig. 6 approximately.
+
+    Args:
+        wm, gm: shares of white and grey matter (x, y, z).
+        brain: boolean mask (x, y, z).
+        ventricle: share of ventricle (x, y, z).
+        mm: MNI position (3, x, y, z) of every voxel.
+
+    Returns:
+        uint8 index into `STRUCTURES` (x, y, z).
+    """
     region = {}
     for name, parts in ELLIPSOIDS.items():
         region[name] = np.zeros(brain.shape, bool)
@@ -179,6 +221,6 @@ def structure_labels(wm, gm, brain, ventricle, mm):
     return labels
 
 
-def ellipsoid(mm, centre, axes):
-    """True inside the ellipsoid with this centre and these semi-axes (mm)."""
+def ellipsoid(mm: np.ndarray, centre: Sequence[float], axes: Sequence[float]) -> np.ndarray:
+    """Return which positions (3, ...) lie inside an ellipsoid; centre and semi-axes in mm."""
     return sum(((m - c) / a) ** 2 for m, c, a in zip(mm, centre, axes, strict=True)) < 1

@@ -8,28 +8,46 @@ each of them against a time-stepped Bloch simulation.
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+
+Array = float | np.ndarray
 
 T2_STAR_OVER_T2 = 0.7  # assumed: gradient echoes decay faster than spin echoes by field inhomogeneity
 GADOLINIUM_T1_SHORTENING = 838.0  # ms in enhancing glioma at 3 T: 838 +- 210, Mueller et al. 2020 (abstract)
 
 
-def spin_echo(pd, t1, t2, tr, te):
-    r"""Signal of a 90-180 spin echo repeated every TR: the T2-weighted (and site C's T1-weighted) image.
+def spin_echo(pd: Array, t1: Array, t2: Array, tr: float, te: float) -> Array:
+    r"""Return the signal of a 90-180 spin echo repeated every TR.
 
+    It makes the T2-weighted image, and site C's T1-weighted one:
     $S = \rho\,[1 - 2e^{-(TR-TE/2)/T_1} + e^{-TR/T_1}]\,e^{-TE/T_2}$
-    (Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, section 14.3; the middle term is the 180-degree pulse,
-    which the textbook short form $1 - e^{-TR/T_1}$ drops).
+    (Bernstein, King, Zhou: Handbook of MRI Pulse Sequences, 2004, section 14.3). The middle term is the 180-degree pulse, which
+    the textbook short form $1 - e^{-TR/T_1}$ drops.
+
+    Args:
+        pd: proton density relative to water.
+        t1, t2: relaxation times in ms.
+        tr, te: repetition and echo time in ms.
     """
     recovery = 1 - 2 * np.exp(-(tr - te / 2) / t1) + np.exp(-tr / t1)
     return pd * recovery * np.exp(-te / t2)
 
 
-def inversion_recovery(pd, t1, t2, tr, te, ti):
-    r"""Signed signal of a 180-TI-90-180 inversion-recovery spin echo: FLAIR, when TI nulls the fluid.
+def inversion_recovery(pd: Array, t1: Array, t2: Array, tr: float, te: float, ti: float) -> Array:
+    r"""Return the signed signal of a 180-TI-90-180 inversion-recovery spin echo.
 
+    It is FLAIR when TI nulls the fluid:
     $S = \rho\,[1 - 2e^{-TI/T_1} + 2e^{-(TR-TE/2)/T_1} - e^{-TR/T_1}]\,e^{-TE/T_2}$
-    (Bernstein et al. 2004, section 14.2, with perfect inversion). Negative before the null: tissues that share a voxel add
-    with their signs, and only the scanner's image is a magnitude. Raises ValueError where TI and TE do not fit into TR.
+    (Bernstein et al. 2004, section 14.2, with perfect inversion). The signal is negative before the null. Tissues that share a
+    voxel add with their signs; the scanner's image alone is a magnitude.
+
+    Args:
+        pd: proton density relative to water.
+        t1, t2: relaxation times in ms.
+        tr, te, ti: repetition, echo and inversion time in ms.
+
+    Raises:
+        ValueError: where TI and TE do not fit into TR.
     """
     if ti + te > tr:
         raise ValueError(
@@ -39,14 +57,37 @@ def inversion_recovery(pd, t1, t2, tr, te, ti):
     return pd * recovery * np.exp(-te / t2)
 
 
-def mprage(pd, t1, t2, tr, te, ti, flip, echo_spacing, n_pulses=176, inversion=0.96):
-    r"""Signed steady-state signal of MPRAGE at the centre of k-space: inversion, wait, N small pulses, wait.
+def mprage(
+    pd: Array,
+    t1: Array,
+    t2: Array,
+    tr: float,
+    te: float,
+    ti: float,
+    flip: float,
+    echo_spacing: float,
+    n_pulses: int = 176,
+    inversion: float = 0.96,
+) -> Array:
+    r"""Return the signed steady-state signal of MPRAGE at the centre of k-space.
 
-    During the pulse train $M_z$ relaxes with $1/T_1^* = 1/T_1 - \ln(\cos\alpha)/\tau$ towards
-    $M^* = (1-e^{-\tau/T_1})/(1-\cos\alpha\,e^{-\tau/T_1})$ (Deichmann & Haase 1992, J Magn Reson 96:608); the state before
-    each inversion is the fixed point of one whole cycle (Mugler & Brookeman 1990, Magn Reson Med 15:152, solved in closed
-    form). TI is the time from the inversion to the middle pulse; ``inversion`` is the inversion efficiency (assumed .96).
-    Raises ValueError when the pulse train does not fit between inversion and TI, or between TI and TR.
+    The cycle is inversion, wait, N small pulses, wait. During the pulse train $M_z$ relaxes with
+    $1/T_1^* = 1/T_1 - \ln(\cos\alpha)/\tau$ towards $M^* = (1-e^{-\tau/T_1})/(1-\cos\alpha\,e^{-\tau/T_1})$ (Deichmann & Haase
+    1992, J Magn Reson 96:608). The state before each inversion is the fixed point of one whole cycle (Mugler & Brookeman 1990,
+    Magn Reson Med 15:152, solved in closed form).
+
+    Args:
+        pd: proton density relative to water.
+        t1, t2: relaxation times in ms.
+        tr, te: repetition and echo time in ms.
+        ti: from the inversion to the middle pulse, in ms.
+        flip: angle of a pulse in degrees.
+        echo_spacing: from pulse to pulse, in ms.
+        n_pulses: of the train.
+        inversion: inversion efficiency; .96 is assumed.
+
+    Raises:
+        ValueError: where the pulse train does not fit between inversion and TI, or between TI and TR.
     """
     before = ti - n_pulses // 2 * echo_spacing
     after = tr - before - n_pulses * echo_spacing
@@ -121,11 +162,16 @@ class Sequence:
     gadolinium: bool = False  # scanned after contrast agent: the T1 of enhancing tumour is shortened
 
 
-def tissue_signals(sequence, field, t1_factor=1.0, t2_factor=1.0):
-    """Signed signal of every tissue of the table, shape (tissues,), under one sequence at field strength 1.5 or 3 (tesla).
+def tissue_signals(sequence: Sequence, field: float, t1_factor: float = 1.0, t2_factor: float = 1.0) -> np.ndarray:
+    """Return the signed signal (tissues,) of every tissue of the table.
 
-    ``t1_factor`` and ``t2_factor`` multiply all relaxation times: used for sensitivities and for what-if questions.
-    Field strengths other than the table's raise KeyError; a new one needs a new column with its source.
+    Args:
+        sequence: what is measured.
+        field: 1.5 or 3.0, in tesla; a new one needs a new column with its source.
+        t1_factor, t2_factor: multiply all relaxation times, for sensitivities and what-if questions.
+
+    Raises:
+        KeyError: for another field strength.
     """
     t1 = np.array([tissue.t1[field] for tissue in TISSUES], float)
     t2 = np.array([tissue.t2[field] for tissue in TISSUES], float)
@@ -135,10 +181,8 @@ def tissue_signals(sequence, field, t1_factor=1.0, t2_factor=1.0):
     return SEQUENCES[sequence.kind](pd, t1 * t1_factor, t2 * t2_factor, **sequence.settings)
 
 
-def tissue_table():
-    """The tissue table as a pandas DataFrame, with its sources and a plain mark on every assumed value."""
-    import pandas as pd
-
+def tissue_table() -> pd.DataFrame:
+    """Return the tissue table with its sources and a plain mark on every assumed value."""
     return pd.DataFrame(
         [
             {

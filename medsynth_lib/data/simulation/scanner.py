@@ -12,15 +12,23 @@ import torch
 from medsynth_lib.data.simulation.atlas import low_pass_sigma
 from medsynth_lib.data.simulation.fields import gaussian_blur, random_field
 from medsynth_lib.data.simulation.physics import WM, Sequence, tissue_signals
-from medsynth_lib.data.simulation.subject import grid_axes
+from medsynth_lib.data.simulation.subject import Subject, grid_axes
+
+Triple = tuple[float, float, float]
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One scanner. ``noise`` is the Rician sigma relative to white matter, ``bias`` the log-amplitude of the coil field,
-    ``fwhm`` the point spread (x, y, z) in mm and ``gain`` the number that white matter is stored as, per contrast."""
+    """One scanner.
+
+    Attributes:
+        noise: Rician sigma relative to white matter.
+        bias: log-amplitude of the coil field.
+        fwhm: point spread (x, y, z) in mm, a contrast.
+        gain: the number that white matter is stored as, a contrast.
+    """
 
     name: str
     field: float
@@ -31,8 +39,29 @@ class Site:
     bias: float
 
 
-def site(name, field, t1, t2, flair, fwhm_t1, fwhm_t2, gain, noise, bias):
-    """Assemble a Site; the contrast-enhanced T1 repeats the T1 sequence after gadolinium."""
+def site(
+    name: str,
+    field: float,
+    t1: Sequence,
+    t2: Sequence,
+    flair: Sequence,
+    fwhm_t1: Triple,
+    fwhm_t2: Triple,
+    gain: Triple,
+    noise: float,
+    bias: float,
+) -> Site:
+    """Assemble a Site; the contrast-enhanced T1 repeats the T1 sequence after gadolinium.
+
+    Args:
+        name: of the site.
+        field: in tesla, 1.5 or 3.0.
+        t1, t2, flair: sequences.
+        fwhm_t1, fwhm_t2: point spread (x, y, z) in mm of T1, and of T2 and FLAIR.
+        gain: of T1, T2 and FLAIR.
+        noise: Rician sigma relative to white matter.
+        bias: log-amplitude of the coil field.
+    """
     sequences = dict(t1=t1, t1ce=Sequence(t1.kind, t1.settings, gadolinium=True), t2=t2, flair=flair)
     return Site(
         name,
@@ -45,15 +74,18 @@ def site(name, field, t1, t2, flair, fwhm_t1, fwhm_t2, gain, noise, bias):
     )
 
 
-def mprage(tr, te, ti, flip, echo_spacing):
+def mprage(tr: float, te: float, ti: float, flip: float, echo_spacing: float) -> Sequence:
+    """Make the settings of `physics.mprage`: ms and degrees."""
     return Sequence("mprage", dict(tr=tr, te=te, ti=ti, flip=flip, echo_spacing=echo_spacing))
 
 
-def spin_echo(tr, te):
+def spin_echo(tr: float, te: float) -> Sequence:
+    """Make the settings of `physics.spin_echo`, in ms."""
     return Sequence("spin_echo", dict(tr=tr, te=te))
 
 
-def inversion_recovery(tr, te, ti):
+def inversion_recovery(tr: float, te: float, ti: float) -> Sequence:
+    """Make the settings of `physics.inversion_recovery`, in ms."""
     return Sequence("inversion_recovery", dict(tr=tr, te=te, ti=ti))
 
 
@@ -111,19 +143,29 @@ CAUSES = {
 }
 
 
-def mixed_site(site, other, *causes):
-    """``site`` with the named causes of domain shift taken from ``other``; its name, and so its noise, stays.
+def mixed_site(site: Site, other: Site, *causes: str) -> Site:
+    """Take the named causes of domain shift from another site; the name, and so the noise, stays.
 
-    Raises KeyError for a cause that is not in CAUSES.
+    Raises:
+        KeyError: for a cause that is not in `CAUSES`.
     """
     return replace(site, **{name: getattr(other, name) for cause in causes for name in CAUSES[cause]})
 
 
-def scan(subject, site, contrast, noise=True):
-    """Magnitude image of a subject in scanner units, float32 (x, y, z), zero outside the brain (as BraTS ships it).
+def scan(subject: Subject, site: Site, contrast: str, noise: bool = True) -> np.ndarray:
+    """Draw the magnitude image of a subject in scanner units.
 
-    ``contrast`` is one of t1, t1ce, t2, flair. With ``noise=False`` the image is what an ideal coil and receiver
-    would give: no noise, no coil field, gain exactly the site's. Raises KeyError for another contrast.
+    Args:
+        subject: who is scanned.
+        site: the scanner.
+        contrast: t1, t1ce, t2 or flair.
+        noise: False draws what an ideal coil and receiver give: no noise, no coil field, gain exactly the site's.
+
+    Returns:
+        float32 (x, y, z), 0 outside the brain, as BraTS ships it.
+
+    Raises:
+        KeyError: for another contrast.
     """
     if contrast not in site.sequences:
         raise KeyError(f"site {site.name} has no contrast {contrast!r}; choose from {', '.join(site.sequences)}")
@@ -141,10 +183,18 @@ def scan(subject, site, contrast, noise=True):
     return (image * torch.from_numpy(subject.brain) * float(gain)).numpy()
 
 
-def ideal_image(subject, sequence, field):
-    """Noise-free signed signal (x, y, z) of a pulse sequence in units of pure water, and white matter's magnitude.
+def ideal_image(subject: Subject, sequence: Sequence, field: float) -> tuple[torch.Tensor, float]:
+    """Return the noise-free signed signal of a pulse sequence.
 
-    The subject's T1 and T2 deviations enter to first order: S + dS/dlnT1 * d1 + dS/dlnT2 * d2, tissue by tissue.
+    The subject's T1 and T2 deviations enter to first order, S + dS/dlnT1 * d1 + dS/dlnT2 * d2, tissue by tissue.
+
+    Args:
+        subject: who is scanned.
+        sequence: what is measured.
+        field: in tesla, 1.5 or 3.0.
+
+    Returns:
+        The signal (x, y, z) in units of pure water, and white matter's magnitude.
     """
     signal = tissue_signals(sequence, field)
     d_t1 = (tissue_signals(sequence, field, t1_factor=1.02) - tissue_signals(sequence, field, t1_factor=0.98)) / 0.04
@@ -154,14 +204,26 @@ def ideal_image(subject, sequence, field):
     return s.addcmul_(s1, subject.t1_field).addcmul_(s2, subject.t2_field), abs(float(signal[WM]))
 
 
-def blur_to(image, fwhm, spacing):
-    """Blur (x, y, z) to the site's point spread, less what the atlas was already low-passed by for this grid."""
+def blur_to(image: torch.Tensor, fwhm: Triple, spacing: float) -> torch.Tensor:
+    """Blur (x, y, z) to a site's point spread, less the atlas's own low-pass for this grid.
+
+    Args:
+        image: (x, y, z).
+        fwhm: point spread along each axis in mm.
+        spacing: edge of a voxel in mm.
+    """
     applied = low_pass_sigma(spacing)
     sigma = [np.sqrt(max((f / 2.355) ** 2 - applied**2, 0)) / spacing for f in fwhm]
     return gaussian_blur(image[None], sigma)[0]
 
 
-def rician(image, sigma, rng):
-    """Magnitude of image + complex Gaussian noise of standard deviation sigma per channel (Gudbjartsson & Patz 1995)."""
+def rician(image: torch.Tensor, sigma: float, rng: np.random.Generator) -> torch.Tensor:
+    """Return the magnitude of an image with complex Gaussian noise (Gudbjartsson & Patz 1995).
+
+    Args:
+        image: signed signal.
+        sigma: standard deviation of the noise in each of the two parts.
+        rng: of the noise.
+    """
     n = torch.from_numpy(rng.standard_normal((2, *image.shape), dtype=np.float32)).mul_(sigma)
     return (image + n[0]).square_().add_(n[1].square_()).sqrt_()

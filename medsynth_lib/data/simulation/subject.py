@@ -5,6 +5,7 @@ labels and pushes tissue aside. It holds tissue fractions and relaxation fields,
 scanner's (scanner.py), so that any site can scan the same person.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from medsynth_lib.data.simulation.atlas import MAPS, STRUCTURES, atlas
 from medsynth_lib.data.simulation.fields import gaussian_blur, random_field, sample
 from medsynth_lib.data.simulation.physics import CSF, DEEP_GM, ENHANCING, GM, NECROSIS, OEDEMA, TISSUES, WM
 
+Axes = list[np.ndarray]  # positions of voxel centres in mm along x, y and z
+ToAtlas = tuple[np.ndarray, np.ndarray]  # matrix (3, 3) and shift (3): from the grid to MNI, in mm
+
 BRAIN_CENTRE = np.array([0.0, -18.0, 6.0])  # MNI mm; the middle of the brain's bounding box
 BRAIN_SCALE = 0.905  # MNI152 brains are large (1.9 l); this brings the mean into 1.3-1.5 l
 NECROTIC_LABEL, OEDEMA_LABEL, ENHANCING_LABEL = 1, 2, 4  # BraTS 2019
@@ -22,11 +26,15 @@ STREAMS = {name: i for i, name in enumerate(("shape", "ventricles", "sulci", "tu
 
 @dataclass(frozen=True)
 class Subject:
-    """Tissue fractions (7, x, y, z) summing to 1 in the brain, relaxation fields, labels and known truth of one person.
+    """One simulated subject on a grid.
 
-    ``t1_field`` and ``t2_field`` (x, y, z) are relative deviations of T1 and T2 from the tissue table. ``seg`` holds BraTS
-    labels (0, 1, 2, 4), ``brain`` the brain mask, ``coords`` (3, x, y, z) the MNI position (mm) of every voxel before
-    the tumour pushed, and ``truth`` volumes in ml and the drawn parameters.
+    Attributes:
+        fractions: of the tissues (7, x, y, z); they sum to 1 in the brain.
+        t1_field, t2_field: relative deviations (x, y, z) of T1 and T2 from the tissue table.
+        seg: BraTS labels (0, 1, 2, 4).
+        brain: the brain mask.
+        coords: MNI position (3, x, y, z) in mm of every voxel before the tumour pushed.
+        truth: volumes in ml and the drawn parameters.
     """
 
     seed: int
@@ -40,43 +48,56 @@ class Subject:
     truth: dict
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
+        """Voxels (x, y, z)."""
         return self.seg.shape
 
     @property
-    def affine(self):
+    def affine(self) -> np.ndarray:
         """Voxel index to RAS millimetres, the brain's centre at the origin."""
         affine = np.diag([self.spacing] * 3 + [1.0])
         affine[:3, 3] = [-(n - 1) / 2 * self.spacing for n in self.shape]
         return affine
 
-    def structures(self):
-        """Approximate labels of the twelve structures of HA-GAN's Fig. 6, uint8 (x, y, z), tumour left out."""
+    def structures(self) -> np.ndarray:
+        """Label the twelve structures of HA-GAN's Fig. 6 approximately, the tumour left out.
+
+        Returns:
+            uint8 (x, y, z), index into `atlas.STRUCTURES`.
+        """
         a = atlas(1.0)
         labels = sample(a.labels.float(), a.world_to_voxel, self.coords, mode="nearest")[0].numpy().astype(np.uint8)
         return np.where(self.brain & (self.seg == 0), labels, 0).astype(np.uint8)
 
 
-def grid_axes(shape, spacing):
-    """Three 1D arrays of voxel-centre positions in mm, centred on zero."""
+def grid_axes(shape: Sequence[int], spacing: float) -> Axes:
+    """Return positions of voxel centres in mm along three axes, centred on zero."""
     return [(np.arange(n) - (n - 1) / 2) * spacing for n in shape]
 
 
-def generator(seed, stream):
-    """One random stream per part of a person, so that changing one part leaves the others as they were."""
+def generator(seed: int, stream: str) -> np.random.Generator:
+    """Return a random stream a part of a subject, so that a changed part leaves the others alone."""
     return np.random.default_rng([seed, STREAMS[stream]])
 
 
-def make_subject(seed, shape=(64, 64, 64), spacing=3.0, tumour=True, ventricle_mm=None):
-    """Simulate one person on a grid.
+def make_subject(
+    seed: int,
+    shape: Sequence[int] = (64, 64, 64),
+    spacing: float = 3.0,
+    tumour: bool = True,
+    ventricle_mm: float | None = None,
+) -> Subject:
+    """Simulate one subject on a grid.
 
     Args:
-        seed: non-negative integer; the same seed is the same person at every shape and spacing.
-        shape, spacing: voxels and isotropic voxel size in mm; the field of view must stay within 264 mm.
+        seed: non-negative integer; the same seed is the same subject at every shape and spacing.
+        shape: voxels (x, y, z).
+        spacing: edge of a voxel in mm; the field of view must stay within 264 mm.
         tumour: with a glioma (labels 1, 2, 4), or tumour-free.
         ventricle_mm: outward shift of the ventricle wall in mm (-1 to 4.5); drawn from the seed when None.
 
-    Raises ValueError when the field of view is too large.
+    Raises:
+        ValueError: where the field of view is too large.
     """
     if max(shape) * spacing > 264:
         raise ValueError(f"field of view {max(shape) * spacing:g} mm is wider than 264 mm; use fewer or smaller voxels")
@@ -106,8 +127,12 @@ def make_subject(seed, shape=(64, 64, 64), spacing=3.0, tumour=True, ventricle_m
     return Subject(seed, float(spacing), fractions, t1_field, t2_field, seg, mask, sampled_at, truth)
 
 
-def deform(seed, axes):
-    """MNI coordinates (3, x, y, z) of every voxel: a random affine, a broad warp and a finer one; and the affine itself."""
+def deform(seed: int, axes: Axes) -> tuple[torch.Tensor, ToAtlas]:
+    """Draw where each voxel lies in MNI space: a random affine, a broad warp and a finer one.
+
+    Returns:
+        Coordinates (3, x, y, z) in mm; matrix (3, 3) and shift (3) of the affine.
+    """
     rng = generator(seed, "shape")
     angles = np.deg2rad(rng.normal(0, 4, 3))
     scale = BRAIN_SCALE * np.exp(rng.normal(0, 0.03) + rng.normal(0, 0.025, 3))
@@ -125,8 +150,8 @@ def deform(seed, axes):
     return coords, (matrix, shift)
 
 
-def rotation(angles):
-    """Rotation matrix from three angles (radians) about x, y and z."""
+def rotation(angles: Sequence[float]) -> np.ndarray:
+    """Return the rotation matrix of three angles (radians) about x, y and z."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     return (
         np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -135,8 +160,20 @@ def rotation(angles):
     )
 
 
-def widen_ventricles(coords, seed, spacing, ventricle_mm):
-    """Sample the atlas nearer to the ventricle's middle, which moves its wall outwards by ``ventricle_mm``."""
+def widen_ventricles(
+    coords: torch.Tensor, seed: int, spacing: float, ventricle_mm: float | None
+) -> tuple[torch.Tensor, float]:
+    """Sample the atlas nearer to the ventricle's middle, which moves its wall outwards.
+
+    Args:
+        coords: MNI position (3, x, y, z) of every voxel in mm.
+        seed: of the subject.
+        spacing: edge of a voxel in mm.
+        ventricle_mm: how far the wall moves; None draws it.
+
+    Returns:
+        The new positions, and how far the wall moves.
+    """
     if ventricle_mm is None:
         ventricle_mm = float(np.clip(generator(seed, "ventricles").gamma(2.0, 0.9) - 1.0, -1.0, 4.5))
     a = atlas(float(spacing))
@@ -145,8 +182,8 @@ def widen_ventricles(coords, seed, spacing, ventricle_mm):
     return coords, ventricle_mm
 
 
-def draw_tumour(seed, spacing):
-    """Position (MNI mm), size (mm) and look of a glioma, and the random stream for its outline."""
+def draw_tumour(seed: int, spacing: float) -> dict:
+    """Draw position (MNI mm), size (mm) and look of a glioma, and the random stream of its outline."""
     rng = generator(seed, "tumour")
     centres = atlas(float(spacing)).tumour_centres
     core = rng.uniform(9, 19)
@@ -161,16 +198,19 @@ def draw_tumour(seed, spacing):
     )
 
 
-def tumour_box(lesion, axes, to_atlas):
-    """Slices of the grid that can be reached by the tumour and its mass effect: everything else is left alone."""
+def tumour_box(lesion: dict, axes: Axes, to_atlas: ToAtlas) -> tuple[slice, ...]:
+    """Return the slices of the grid that the tumour and its mass effect can reach.
+
+    Everything else is left alone.
+    """
     matrix, shift = to_atlas
     centre = np.linalg.solve(matrix, lesion["centre"] - shift)
     reach = 3 * lesion["core_mm"] * lesion["axes"].max() + 14  # the push beyond is below 0.1 mm; oedema ends earlier
     return tuple(slice(*np.searchsorted(a, (c - reach, c + reach))) for a, c in zip(axes, centre, strict=True))
 
 
-def push_by_tumour(coords, lesion, axes, to_atlas):
-    """Mass effect: around the tumour the atlas is sampled nearer to its centre, so tissue appears pushed outwards."""
+def push_by_tumour(coords: torch.Tensor, lesion: dict, axes: Axes, to_atlas: ToAtlas) -> torch.Tensor:
+    """Push tissue outwards: around the tumour the atlas is sampled nearer to its centre."""
     box = tumour_box(lesion, axes, to_atlas)
     offset, r = tumour_distance(coords[(slice(None), *box)], lesion)
     pushed = coords.clone()
@@ -179,18 +219,29 @@ def push_by_tumour(coords, lesion, axes, to_atlas):
     return pushed
 
 
-def tumour_distance(coords, lesion):
-    """Offset from the tumour's centre (3, ...) and its ellipsoidal length, in mm."""
+def tumour_distance(coords: torch.Tensor, lesion: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the offset (3, ...) from the tumour's centre and its ellipsoidal length, in mm."""
     column = (slice(None), None, None, None)
     offset = coords - torch.from_numpy(lesion["centre"]).float()[column]
     return offset, (offset / torch.from_numpy(lesion["axes"]).float()[column]).square().sum(0).sqrt()
 
 
-def tissue_fractions(maps, seed, axes, truth):
-    """Tissue fractions (7, x, y, z): the warped average maps with the subject's own sulci, atrophy and white-matter disease.
+def tissue_fractions(
+    maps: dict[str, torch.Tensor], seed: int, axes: Axes, truth: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the warped average maps the subject's own sulci, atrophy and white-matter disease.
 
-    The average of many brains is blurred; noise on the log-odds of the tissues, followed by sharpening (factor 1.9),
-    gives each subject a cortex of its own. The ventricles are left out of it: their partial volumes stay linear.
+    The average of many brains is blurred. Noise on the log-odds of the tissues, followed by sharpening (factor 1.9), gives each
+    subject a cortex of its own. The ventricles are left out of it: their partial volumes stay linear.
+
+    Args:
+        maps: of the atlas, warped, {name: (x, y, z)}.
+        seed: of the subject.
+        axes: of the grid, in mm.
+        truth: atrophy and disease are written there.
+
+    Returns:
+        Tissue fractions (7, x, y, z), and the share of brain (x, y, z).
     """
     rng = generator(seed, "sulci")
     noise = random_field(rng, axes, 6, 3)
@@ -214,8 +265,21 @@ def tissue_fractions(maps, seed, axes, truth):
     return fractions, brain
 
 
-def grow_tumour(fractions, seg, coords, ventricle, brain, lesion, axes, to_atlas, truth):
-    """Replace tissue by oedema (along white matter), enhancing rim and necrosis, in place, and write BraTS labels."""
+def grow_tumour(
+    fractions: torch.Tensor,
+    seg: np.ndarray,
+    coords: torch.Tensor,
+    ventricle: torch.Tensor,
+    brain: torch.Tensor,
+    lesion: dict,
+    axes: Axes,
+    to_atlas: ToAtlas,
+    truth: dict,
+) -> None:
+    """Replace tissue by oedema (along white matter), enhancing rim and necrosis, in place.
+
+    BraTS labels go to `seg`, and the drawn parameters to `truth`.
+    """
     box = tumour_box(lesion, axes, to_atlas)
     part, brain = fractions[(slice(None), *box)], brain[box]
     rng, core_mm, spacing = lesion["rng"], lesion["core_mm"], axes[0][1] - axes[0][0]
@@ -226,9 +290,6 @@ def grow_tumour(fractions, seg, coords, ventricle, brain, lesion, axes, to_atlas
     white, tissue = gaussian_blur(
         torch.stack([part[WM], (part[WM] + 0.75 * (part[GM] + part[DEEP_GM])).clamp(0, 1)]), [2.0 / spacing] * 3
     )
-
-    def soft(inside):
-        return torch.sigmoid(9 * inside)
 
     outline = r / core_mm + 0.16 * noise[0]
     core = soft(1 - outline) * (brain * (1 - 0.8 * ventricle[box]) * (0.4 + 0.6 * tissue)).clamp(0, 1)
@@ -243,29 +304,34 @@ def grow_tumour(fractions, seg, coords, ventricle, brain, lesion, axes, to_atlas
     part[ENHANCING] += core - necrosis
     part[NECROSIS] += necrosis
     part *= (brain / part.sum(0).clamp_min(1e-3)).clamp(max=1)
-    label = seg[box]
-    label[(oedema > 0.35).numpy()] = OEDEMA_LABEL
-    label[(core > 0.5).numpy()] = ENHANCING_LABEL
-    label[(necrosis > 0.5).numpy()] = NECROTIC_LABEL
-    truth.update(
-        core_mm=core_mm,
-        oedema_mm=lesion["oedema_mm"],
-        tumour_x=lesion["centre"][0],
-        tumour_y=lesion["centre"][1],
-        tumour_z=lesion["centre"][2],
-    )
+    for share, least, label in (
+        (oedema, 0.35, OEDEMA_LABEL),
+        (core, 0.5, ENHANCING_LABEL),
+        (necrosis, 0.5, NECROTIC_LABEL),
+    ):
+        seg[box][(share > least).numpy()] = label
+    x, y, z = lesion["centre"]
+    truth.update(core_mm=core_mm, oedema_mm=lesion["oedema_mm"], tumour_x=x, tumour_y=y, tumour_z=z)
 
 
-def relaxation_fields(seed, axes):
-    """Relative deviations of T1 and T2 from the table: 2 % between people, 3-4 % within a brain. They belong to the person."""
+def soft(inside: torch.Tensor) -> torch.Tensor:
+    """Turn a signed share of a radius into a share of tissue with a soft edge."""
+    return torch.sigmoid(9 * inside)
+
+
+def relaxation_fields(seed: int, axes: Axes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw relative deviations (x, y, z) of T1 and T2 from the table.
+
+    They are 2 % between subjects and 3 to 4 % within a brain, and they belong to the subject.
+    """
     rng = generator(seed, "relaxation")
     between = rng.normal(0, 0.02, 2)
     fields = random_field(rng, axes, 5, 2).mul_(0.6).add_(random_field(rng, axes, 28, 2).mul_(0.6))
     return fields[0].mul_(0.035).add_(float(between[0])), fields[1].mul_(0.04).add_(float(between[1]))
 
 
-def structure_volumes(subject):
-    """Volumes in ml of the twelve approximate structures, as a dictionary."""
+def structure_volumes(subject: Subject) -> dict[str, float]:
+    """Return volumes in ml of the twelve approximate structures."""
     counts = np.bincount(subject.structures().ravel(), minlength=len(STRUCTURES))
     return {
         name: float(n * subject.spacing**3 / 1000)
