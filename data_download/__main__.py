@@ -8,8 +8,15 @@ from data_download import registry
 from medsynth_lib.files import DataError
 
 
-def main(arguments=None):
-    """Run one command; 0 where it worked, 1 for an error or an unusable folder, 2 for a set that needs your registration."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: of the command line; None takes those of the process.
+
+    Returns:
+        0 where it worked, 1 for an error or an unusable folder, 2 for a data set that needs your registration.
+    """
     args = parser().parse_args(arguments)
     try:
         return COMMANDS[args.command](args)
@@ -18,7 +25,8 @@ def main(arguments=None):
         return 1
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m data_download", description="Public data sets for the lessons.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all data sets, one a line")
@@ -39,13 +47,15 @@ def parser():
     return parser
 
 
-def list_sets(args):
+def list_sets(args: argparse.Namespace) -> int:
+    """Print all data sets, one a line."""
     for name, entry in registry.load().items():
         print(f"{name:12} {entry['size_gb']:>6} GB  {entry['how']:12}  {entry['title']}")
     return 0
 
 
-def show_matrix(args):
+def show_matrix(args: argparse.Namespace) -> int:
+    """Print which lesson uses which data set for what."""
     for name, row in registry.matrix().iterrows():
         print(name)
         for lessons, cell in row.items():
@@ -53,7 +63,8 @@ def show_matrix(args):
     return 0
 
 
-def describe(args):
+def describe(args: argparse.Namespace) -> int:
+    """Print what is known of a data set."""
     entry = registry.entry(args.name)
     for key in ("title", "version", "licence", "licence_link", "citation", "size_gb", "layout", "sites", "preparation"):
         print(f"{key:13} {entry[key]}")
@@ -68,7 +79,8 @@ def describe(args):
     return 0
 
 
-def get(args):
+def get(args: argparse.Namespace) -> int:
+    """Download a data set, or print the steps of its registration."""
     from data_download import download
 
     entry = registry.entry(args.name)
@@ -81,7 +93,8 @@ def get(args):
     return 0
 
 
-def verify(args):
+def verify(args: argparse.Namespace) -> int:
+    """Print the report on a folder."""
     from data_download.verify import verify
 
     report = verify(args.name, args.folder)
@@ -89,7 +102,8 @@ def verify(args):
     return 0 if report.usable else 1
 
 
-def lookalike(args):
+def lookalike(args: argparse.Namespace) -> int:
+    """Write a look-alike of a data set."""
     from data_download.lookalike import WRITERS, write
 
     if args.name not in WRITERS:

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from medsynth_lib.files import DataError, atomic
@@ -14,11 +15,17 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFE
 DAMAGE += (ValueError, OverflowError, OSError)  # what damaged bytes make the standard library raise
 
 
-def unpack(archive, folder, limit_bytes):
-    """Unpack a tar (packed by gzip, bzip2, xz or not) or zip into ``folder``, which appears whole or not at all.
+def unpack(archive: Path, folder: Path, limit_bytes: int) -> None:
+    """Unpack a tar or zip archive into a folder, which appears whole or not at all.
 
-    Raises DataError, naming archive and member, for absolute paths, "..", links, devices, members whose names differ in case
-    alone, contents beyond ``limit_bytes``, and damaged archives; nothing is left behind then.
+    Args:
+        archive: a tar, packed by gzip, bzip2, xz or not, or a zip.
+        folder: where to.
+        limit_bytes: contents beyond it are refused.
+
+    Raises:
+        DataError: naming archive and member, for absolute paths, "..", links, devices, members whose names differ in case
+            alone, contents beyond the limit, and damaged archives. Nothing is left behind then.
     """
     archive, folder = Path(archive), Path(folder)
     with atomic(folder) as temporary:
@@ -33,11 +40,14 @@ def unpack(archive, folder, limit_bytes):
             if isinstance(error, DataError) or getattr(error, "errno", None) is not None:
                 raise
             reason = str(error).partition("\n")[0]
-            raise DataError(f"{archive}: the archive is damaged ({reason}); delete it and download it again.") from error
+            raise DataError(
+                f"{archive}: the archive is damaged ({reason}); delete it and download it again."
+            ) from error
     return folder
 
 
-def unpack_tar(archive, folder, limit_bytes):
+def unpack_tar(archive: Path, folder: Path, limit_bytes: int) -> None:
+    """Unpack a tar, member by checked member."""
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
         check([(m.name, m.size if m.isfile() else 0, m.isfile() or m.isdir()) for m in members], archive, limit_bytes)
@@ -47,7 +57,8 @@ def unpack_tar(archive, folder, limit_bytes):
             pass
 
 
-def unpack_zip(archive, folder, limit_bytes):
+def unpack_zip(archive: Path, folder: Path, limit_bytes: int) -> None:
+    """Unpack a zip, member by checked member."""
     with zipfile.ZipFile(archive) as bundle:
         members = bundle.infolist()
         kinds = [(m.external_attr >> 16) & 0o170000 for m in members]  # Unix file type; 0 where the writer gave none
@@ -68,8 +79,14 @@ def unpack_zip(archive, folder, limit_bytes):
                 shutil.copyfileobj(source, sink)  # never more than the stated size, and then its checksum must fit
 
 
-def check(members, archive, limit_bytes):
-    """Refuse (name, bytes, is a plain file or folder) of any member that could do harm."""
+def check(members: Iterable[tuple[str, int, bool]], archive: Path, limit_bytes: int) -> None:
+    """Refuse any member that could do harm.
+
+    Args:
+        members: (name, bytes, is a plain file or folder).
+        archive: what errors name.
+        limit_bytes: of all contents together.
+    """
     seen, total = {}, 0
     for name, size, plain in members:
         reason = danger(name)
@@ -89,8 +106,8 @@ def check(members, archive, limit_bytes):
             raise too_large(archive, name, limit_bytes)
 
 
-def danger(name):
-    """What is wrong with a member's name; None where nothing is."""
+def danger(name: str) -> str | None:
+    """Say what is wrong with a member's name; None where nothing is."""
     if "\0" in name or "\\" in name or any(ord(c) < 32 for c in name):
         return "has a name with control characters or backslashes"
     path = PurePosixPath(name)
@@ -103,15 +120,19 @@ def danger(name):
     return None
 
 
-def too_large(archive, name, limit_bytes):
+def too_large(archive: Path, name: str, limit_bytes: int) -> DataError:
+    """The error for contents beyond the limit."""
     return DataError(
         f"{archive}: unpacks to more than {limit_bytes / 1e9:.3g} GB (at member {name[:200]!r}); it is not what the registry "
         "describes. Nothing was unpacked."
     )
 
 
-def merge(source, folder):
-    """Move what lies in ``source`` into ``folder``, replacing what is there of the same name, and remove ``source``."""
+def merge(source: Path, folder: Path) -> None:
+    """Move the contents of one folder into another, and remove the first.
+
+    What has the same name is replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(source.iterdir()):
         target = folder / entry.name

@@ -27,12 +27,19 @@ INCOMING = ".incoming"  # sub-folder for what is not complete
 BLOCK = 2**14  # bytes; of a transfer that breaks, at most this much is lost
 
 
-def get(name, folder=None, accept_license=False):
-    """Download and unpack a data set into ``folder`` (default: the cache) and return the folder.
+def get(name: str, folder: Path | None = None, accept_license: bool = False) -> Path:
+    """Download and unpack a data set and return its folder.
 
-    What is complete is not fetched again, a broken file goes on where it stopped, and two calls at once wait for each other's
-    end by refusing. Raises DataError for a licence not accepted, a set that cannot be downloaded directly, too little space,
-    and everything a server can do wrong.
+    What is complete is not fetched again, and a broken file goes on where it stopped. Of two calls at once the second refuses.
+
+    Args:
+        name: of the data set.
+        folder: where to; None takes the cache.
+        accept_license: the user has read the licence and accepts it.
+
+    Raises:
+        DataError: for a licence not accepted, a data set that cannot be downloaded directly, too little space, and everything
+            a server can do wrong.
     """
     entry = registry.entry(name)
     require_licence(name, entry, accept_license)
@@ -61,11 +68,13 @@ def get(name, folder=None, accept_license=False):
     return folder
 
 
-def steps(entry):
+def steps(entry: dict) -> str:
+    """Return the numbered steps to a data set that its publisher alone gives out."""
     return "\n".join(f"  {i}. {step}" for i, step in enumerate(entry["steps"], 1))
 
 
-def require_licence(name, entry, accepted):
+def require_licence(name: str, entry: dict, accepted: bool) -> None:
+    """Raise DataError unless the licence is accepted."""
     if not accepted:
         raise DataError(
             f"{name}: licence not accepted. Read '{entry['licence']}' at {entry['licence_link']}, cite {entry['citation']}, "
@@ -73,10 +82,11 @@ def require_licence(name, entry, accepted):
         )
 
 
-def require_space(entry, folder):
-    """Refuse before the first byte what cannot fit: the contents that are still to come, and with the last the archive of them.
+def require_space(entry: dict, folder: Path) -> None:
+    """Refuse before the first byte what cannot fit.
 
-    Archives are taken as of one size, since each is deleted before the next one comes. What an earlier run brought counts.
+    Needed are the contents that are still to come, and with the last of them its archive. Archives are taken as of one size,
+    since each is deleted before the next one comes. What an earlier run brought counts.
     """
     if entry["how"] == "client":  # which brings files, not archives
         needed = entry["size_gb"] * 1e9 - total_bytes(folder)
@@ -92,11 +102,12 @@ def require_space(entry, folder):
         )
 
 
-def total_bytes(folder):
+def total_bytes(folder: Path) -> int:
+    """Return the bytes of all files under a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def by_client(folder):
+def by_client(folder: Path) -> None:
     """LIDC-IDRI by the client of the Imaging Data Commons. Not yet run: it needs its network."""
     try:
         from idc_index import IDCClient
@@ -107,8 +118,8 @@ def by_client(folder):
     IDCClient().download_from_selection(collection_id="lidc_idri", downloadDir=str(folder))
 
 
-def completed(folder):
-    """Files that were downloaded and unpacked: name -> what download.json says of them."""
+def completed(folder: Path) -> dict[str, dict]:
+    """Return which files were downloaded and unpacked: name -> its entry in download.json."""
     try:
         record = json.loads((folder / "download.json").read_text(encoding="utf-8"))
         return record if isinstance(record, dict) else {}
@@ -116,7 +127,7 @@ def completed(folder):
         return {}
 
 
-def fetch(file, folder, entry):
+def fetch(file: dict, folder: Path, entry: dict) -> None:
     """Download one file, unpack it, and note it in download.json; the archive is deleted then."""
     if file["name"] in completed(folder):
         return
@@ -135,7 +146,7 @@ def fetch(file, folder, entry):
     path.unlink()
 
 
-def require_whole(file, path):
+def require_whole(file: dict, path: Path) -> None:
     """Raise DataError unless a file is as long as the registry says, and has its hash."""
     size, md5 = path.stat().st_size, digest(path, "md5")
     for what, found, known in (("bytes", size, file.get("bytes")), ("md5", md5, file.get("md5"))):
@@ -145,8 +156,11 @@ def require_whole(file, path):
             )
 
 
-def download(file, path):
-    """Bring one file of the registry to ``path`` by pooch: a name it gets when it is whole and its hash is right."""
+def download(file: dict, path: Path) -> None:
+    """Bring one file of the registry to a path, by pooch.
+
+    It gets that name when it is whole and its hash is right.
+    """
     transfer = Resuming(path, file.get("bytes"))
     known = f"md5:{file['md5']}" if "md5" in file else None
     try:
@@ -161,8 +175,11 @@ def download(file, path):
     transfer.forget()
 
 
-def clear(incoming):
-    """Remove what a killed run left half unpacked or half written; archives and parts of them stay."""
+def clear(incoming: Path) -> None:
+    """Remove what a killed run left half unpacked or half written.
+
+    Archives and parts of them stay.
+    """
     for entry in incoming.iterdir() if incoming.exists() else []:
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -170,21 +187,25 @@ def clear(incoming):
             entry.unlink()
 
 
-def digest(path, algorithm):
+def digest(path: Path, algorithm: str) -> str:
+    """Return the checksum of a file, read piece by piece."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 class Resuming:
-    """A downloader for pooch that keeps what came in NAME.part and asks for the rest, also after a crash."""
+    """A downloader for pooch that keeps what came in NAME.part and asks for the rest."""
 
-    def __init__(self, path, expected=None):
+    def __init__(self, path: Path, expected: int | None = None):
         self.part = path.with_name(f"{path.name}.part")
         self.state = path.with_name(f"{path.name}.part.json")  # of which version and length the whole file is
         self.expected = expected
 
-    def __call__(self, url, output_file, _pooch):
-        """Give pooch the whole file under its name, too: until the hash is known to be right, the part stays."""
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
+        """Give pooch the whole file under its name, too.
+
+        Until the hash is known to be right, the part stays.
+        """
         self.run(url)
         Path(output_file).unlink(missing_ok=True)
         try:
@@ -192,8 +213,12 @@ class Resuming:
         except OSError:  # a file system without links
             shutil.copyfile(self.part, output_file)
 
-    def run(self, url):
-        """Return when the part is the whole file; DataError where the server gives up, or its file is another one."""
+    def run(self, url: str) -> None:
+        """Return when the part is the whole file.
+
+        Raises:
+            DataError: where the server gives up, or its file is another one.
+        """
         attempt, wait = 0, WAIT_S
         with requests.Session() as session:
             while True:
@@ -222,19 +247,26 @@ class Resuming:
                 f"{url}: has {size} bytes, the registry says {self.expected}; the file changed, so nothing was kept."
             )
 
-    def by_hand(self, url):
+    def by_hand(self, url: str) -> str:
+        """Say how to bring the file in another way."""
         name = self.part.name.removesuffix(".part")
         return f"download {url} with a browser, put it into {self.part.parent} as {name}, and run the same command"
 
-    def size(self):
+    def size(self) -> int:
+        """Return how many bytes came."""
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def forget(self):
+    def forget(self) -> None:
+        """Remove what came."""
         self.part.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)
 
-    def transfer(self, session, url):
-        """One request for what is missing; appends it, and returns the whole file's length as the server states it."""
+    def transfer(self, session: requests.Session, url: str) -> int | None:
+        """Make one request for what is missing, and append it.
+
+        Returns:
+            The whole file's length as the server states it.
+        """
         have, validator = self.size(), self.known("validator")
         if have and have == self.known("total"):  # a run that was killed while it took the hash
             return have
@@ -263,22 +295,23 @@ class Resuming:
                     bar.update(len(block))
         return total
 
-    def known(self, what):
-        """ "validator" or "total" of the file that the part belongs to; None where it is not known."""
+    def known(self, what: str) -> str | int | None:
+        """Return "validator" or "total" of the file that the part belongs to; None if unknown."""
         try:
             return json.loads(self.state.read_text(encoding="utf-8"))[what]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def note(self, response, total):
+    def note(self, response: requests.Response, total: int | None) -> None:
+        """Write down which file the part belongs to."""
         etag = response.headers.get("ETag", "")
         validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
         with atomic(self.state) as temporary:
             temporary.write_text(json.dumps({"validator": validator, "total": total}), encoding="utf-8")
 
 
-def unreachable(error, url):
-    """Which host could not be reached, of a request that may have been redirected."""
+def unreachable(error: Exception, url: str) -> str:
+    """Return which host could not be reached, of a request that may have been redirected."""
     host = urlsplit(error.request.url if error.request else url).hostname
     return f"could not reach {host} ({type(error).__name__}): check the network, and the proxy (HTTPS_PROXY)"
 
@@ -286,13 +319,17 @@ def unreachable(error, url):
 class Busy(Exception):
     """The server asks to come back later."""
 
-    def __init__(self, status, seconds):
+    def __init__(self, status: int, seconds: float):
         super().__init__(f"the server is busy (HTTP {status})")
         self.seconds = seconds
 
 
-def open_url(session, url, headers):
-    """A streaming response; follows at most REDIRECTS redirects, none from https to http. DataError for a refusal."""
+def open_url(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    """Open a streaming response, over at most `REDIRECTS` redirects, none from https to http.
+
+    Raises:
+        DataError: for a refusal.
+    """
     for _ in range(REDIRECTS + 1):
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
         status = response.status_code
@@ -318,7 +355,10 @@ def open_url(session, url, headers):
     raise DataError(f"{url}: more than {REDIRECTS} redirects; download the file by hand.")
 
 
-def content_start(response):
-    """First byte of a partial response, from "Content-Range: bytes 100-199/200"; -1 where it cannot be read."""
+def content_start(response: requests.Response) -> int:
+    """Return the first byte of a partial response.
+
+    It is read from "Content-Range: bytes 100-199/200"; -1 where it cannot be read.
+    """
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     return int(start) if start.isdecimal() else -1

@@ -23,13 +23,16 @@ from medsynth_lib.files import DataError, atomic
 
 COARSE_MM = 4.8
 BRATS = (240, 240, 155), np.array([[-1.0, 0, 0, 119.5], [0, -1, 0, 119.5], [0, 0, 1, -77], [0, 0, 0, 1]])  # LPS, 1 mm
+Shape = tuple[int, int, int]
 NOTE = "Everything in this folder is simulated by medsynth: names and headers look like {}, the images are nobody's.\n"
 
 
-def write(name, folder):
+def write(name: str, folder: Path | str) -> Path:
     """Write a look-alike of a data set, all at once or not at all, and return the folder.
 
-    Raises KeyError for an unknown name, and DataError for a folder that exists.
+    Raises:
+        KeyError: for an unknown name.
+        DataError: for a folder that exists.
     """
     folder = Path(folder)
     if folder.exists():
@@ -41,8 +44,14 @@ def write(name, folder):
     return folder
 
 
-def head(seed, site, contrasts, skull=False, tumour=True):
-    """Images {contrast: (x, y, z)} of a simulated person at a site, labels "seg", brain mask "brain", and their affine."""
+def head(
+    seed: int, site: str, contrasts: tuple[str, ...], skull: bool = False, tumour: bool = True
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Simulate one subject at a site.
+
+    Returns:
+        Images {contrast: (x, y, z)}, labels "seg" and brain mask "brain"; their affine (4, 4) in mm.
+    """
     subject = make_subject(seed, (54, 54, 44), COARSE_MM, tumour=tumour)
     images = {c: scan(subject, SITES[site], c, noise=False) for c in contrasts if c != "pd"}
     if "pd" in contrasts:
@@ -55,20 +64,23 @@ def head(seed, site, contrasts, skull=False, tumour=True):
     return images | {"seg": subject.seg, "brain": subject.brain.astype(np.uint8)}, subject.affine
 
 
-def shells(brain, contrast):
-    """Fluid, skull, fat and skin around a brain, relative to grey matter: work for skull-stripping, not anatomy."""
+def shells(brain: np.ndarray, contrast: str) -> np.ndarray:
+    """Draw fluid, skull, fat and skin around a brain, relative to grey matter.
+
+    They are work for skull-stripping, not anatomy.
+    """
     mm = ndimage.distance_transform_edt(~brain) * COARSE_MM
     fluid, fat = dict(t1=(0.25, 1.3), t2=(2.2, 0.9), pd=(1.1, 1.0))[contrast]
     return np.select([brain, mm < 4, mm < 11, mm < 19], [0, fluid, 0.08, fat], 0)
 
 
-def on_grid(image, affine, shape, grid, order=1):
+def on_grid(image: np.ndarray, affine: np.ndarray, shape: Shape, grid: np.ndarray, order: int = 1) -> np.ndarray:
     """Interpolate (x, y, z) with its affine onto another grid."""
     step = np.linalg.inv(affine) @ grid
     return ndimage.affine_transform(image.astype(np.float32), step[:3, :3], step[:3, 3], shape, order=order)
 
 
-def save(path, array, affine, dtype="int16", qform_only=False):
+def save(path: Path, array: np.ndarray, affine: np.ndarray, dtype: str = "int16", qform_only: bool = False) -> None:
     """Write NIfTI quickly (gzip level 1), saying in its description that it is simulated."""
     image = nib.Nifti1Image(
         np.rint(array).astype(dtype) if np.issubdtype(dtype, np.integer) else array.astype(dtype), affine
@@ -81,8 +93,11 @@ def save(path, array, affine, dtype="int16", qform_only=False):
     nib.save(image, path)
 
 
-def stripped(seed, site, contrasts):
-    """A skull-stripped person with a tumour on the BraTS grid: images of at least 1 in the brain and 0 outside, and labels."""
+def stripped(seed: int, site: str, contrasts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Simulate a skull-stripped subject with a tumour on the BraTS grid.
+
+    Images are at least 1 in the brain and 0 outside; "seg" holds the labels.
+    """
     images, affine = head(seed, site, contrasts)
     shape, grid = BRATS
     brain = on_grid(images["brain"], affine, shape, grid, order=0)
@@ -90,15 +105,16 @@ def stripped(seed, site, contrasts):
     return fine | {"seg": on_grid(images["seg"], affine, shape, grid, order=0)}
 
 
-def brats(folder, cases, names="{case}/{case}_{modality}.nii.gz"):
-    """Cases {folder name: (seed, site)} in a BraTS training folder."""
+def brats(folder: Path, cases: dict[str, tuple[int, str]], names: str = "{case}/{case}_{modality}.nii.gz") -> None:
+    """Write cases {folder name: (seed, site)} into a BraTS training folder."""
     for case, (seed, site) in cases.items():
         for modality, image in stripped(seed, site, ("flair", "t1", "t1ce", "t2")).items():
             kind = "uint8" if modality == "seg" else "int16"
             save(folder / names.format(case=case, modality=modality), image, BRATS[1], kind)
 
 
-def brats2019(folder):
+def brats2019(folder: Path) -> None:
+    """Write two centres, high and low grades, and the survival table."""
     top = folder / "MICCAI_BraTS_2019_Data_Training"
     brats(top / "HGG", {f"BraTS19_CBICA_AA{c}_1": (i, "A") for i, c in enumerate("BGJ")})
     brats(top / "HGG", {"BraTS19_TCIA02_117_1": (10, "B"), "BraTS19_TCIA08_105_1": (11, "B")})
@@ -106,7 +122,8 @@ def brats2019(folder):
     (top / "survival_data.csv").write_text("BraTS19ID,Age,Survival,ResectionStatus\nBraTS19_CBICA_AAB_1,60.5,289,GTR\n")
 
 
-def brats2020(folder):
+def brats2020(folder: Path) -> None:
+    """Write anonymous cases and the name mapping."""
     top = folder / "MICCAI_BraTS2020_TrainingData"
     cases = {f"BraTS20_Training_{i + 1:03d}": (i, "AB"[i > 2]) for i in range(6)}
     brats(top, cases)
@@ -115,8 +132,11 @@ def brats2020(folder):
     mapping.to_csv(top / "name_mapping.csv", index=False)
 
 
-def msd_task01(folder):
-    """4D float32 in the order FLAIR, T1w, t1gd, T2w; labels 0 to 3 in another order than BraTS's; macOS leftovers."""
+def msd_task01(folder: Path) -> None:
+    """Write 4D float32 in the order FLAIR, T1w, t1gd, T2w.
+
+    Labels are 0 to 3 in another order than those of BraTS; macOS has left its files.
+    """
     top = folder / "Task01_BrainTumour"
     for i in range(6):
         person = stripped(i, "A", ("flair", "t1", "t1ce", "t2"))
@@ -129,10 +149,11 @@ def msd_task01(folder):
     (top / "dataset.json").write_text(json.dumps(about | dict(labels={"1": "edema", "2": "non-enhancing tumor"})))
 
 
-def ixi(folder):
-    """T1 stored sagittally (axes P, S, R; 0.9375 x 0.9375 x 1.2 mm), T2 and PD axially (1.25 mm), the head moved in between.
+def ixi(folder: Path) -> None:
+    """Write heads whose T1 is stored sagittally, T2 and PD axially, and that moved in between.
 
-    One subject has no PD. Axis directions of T2 and PD are unconfirmed.
+    T1 has the axes P, S, R and 0.9375 x 0.9375 x 1.2 mm, T2 and PD slices of 1.25 mm. One subject has no PD. Axis directions of
+    T2 and PD are unconfirmed.
     """
     sagittal = np.array([[0, 0, 1.2, -89.4], [-0.9375, 0, 0, 119.5], [0, 0.9375, 0, -119.5], [0, 0, 0, 1]])
     axial = np.array([[-0.9375, 0, 0, 119.5], [0, -0.9375, 0, 119.5], [0, 0, 1.25, -80.6], [0, 0, 0, 1]])
@@ -150,8 +171,8 @@ def ixi(folder):
                 save(folder / f"IXI-{modality.upper()}" / f"{name}-{modality.upper()}.nii.gz", image, axial)
 
 
-def motion(seed):
-    """A small rigid motion (4, 4) in mm: up to 4 degrees about z, and up to 5 mm."""
+def motion(seed: int) -> np.ndarray:
+    """Draw a small rigid motion (4, 4) in mm: up to 4 degrees about z, and up to 5 mm."""
     rng = np.random.default_rng(seed)
     angle = np.deg2rad(rng.uniform(-4, 4))
     matrix = np.eye(4)
@@ -160,8 +181,11 @@ def motion(seed):
     return matrix
 
 
-def upenn_gbm(folder):
-    """Before (_11) and, for one person, after surgery (_21); labels by hand for some, automatic ones for the others."""
+def upenn_gbm(folder: Path) -> None:
+    """Write scans before (_11) and, for one subject, after surgery (_21).
+
+    Some have labels by hand, the others automatic ones.
+    """
     top, names = folder / "UPENN-GBM", dict(flair="FLAIR", t1="T1", t1ce="T1GD", t2="T2")
     for i in range(4):
         case = f"UPENN-GBM-{max(i, 1):05d}_{'11' if i else '21'}"
@@ -175,8 +199,8 @@ def upenn_gbm(folder):
             save(path, image, BRATS[1])
 
 
-def ucsf_pdgm(folder):
-    """Baseline scans, a follow-up (FU), and files that the lessons do not use."""
+def ucsf_pdgm(folder: Path) -> None:
+    """Write baseline scans, a follow-up (FU), and files that the lessons do not use."""
     top, names = folder / "UCSF-PDGM-v3", dict(flair="FLAIR", t1="T1", t1ce="T1c", t2="T2", seg="tumor_segmentation")
     for i, case in enumerate(("UCSF-PDGM-0004", "UCSF-PDGM-0005", "UCSF-PDGM-0007", "UCSF-PDGM-0007_FU003d")):
         person = stripped(20 + i, "B", ("flair", "t1", "t1ce", "t2"))
@@ -185,8 +209,11 @@ def ucsf_pdgm(folder):
         save(top / f"{case}_nifti" / f"{case}_brain_segmentation.nii.gz", person["t1"] > 0, BRATS[1], "uint8")
 
 
-def gsp(folder):
-    """T1 of young adults with the skull, 1.2 mm; one person came twice. The axis directions are unconfirmed."""
+def gsp(folder: Path) -> None:
+    """Write T1 of young adults with the skull, 1.2 mm; one came twice.
+
+    The axis directions are unconfirmed.
+    """
     grid = np.array([[1.2, 0, 0, -85.8], [0, 1.2, 0, -114.6], [0, 0, 1.2, -114.6], [0, 0, 0, 1]])
     for i in range(7):
         case = f"Sub{max(i, 1):04d}_Ses{1 if i else 2}"
@@ -195,8 +222,12 @@ def gsp(folder):
         save(folder / case / f"{case}_Scan_01_ANAT1.nii.gz", t1, grid)
 
 
-def chest(seed):
-    """Simulated chest in HU (512, 512, 40) with its affine: 0.8 x 0.66 x 8.75 mm, stored from right to left and front to back."""
+def chest(seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Simulate a chest in HU, stored from right to left and front to back.
+
+    Returns:
+        HU (512, 512, 40), its affine (voxels of 0.8 x 0.66 x 8.75 mm), and its truth.
+    """
     thorax = make_thorax(seed, (48, 48, 48))
     shape = (512, 512, 40)
     extent = np.array(thorax.hu.shape) * thorax.spacing
@@ -208,13 +239,16 @@ def chest(seed):
     return np.rint(image), grid, thorax.truth
 
 
-def _step(affine, grid):
+def _step(affine: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     step = np.linalg.inv(affine) @ grid
     return step[:3, :3], step[:3, 3]
 
 
-def copdgene(folder):
-    """NIfTI in HU and the phenotype table, as this course asks for them; subject numbers and centres are invented."""
+def copdgene(folder: Path) -> None:
+    """Write NIfTI in HU and the phenotype table, as this course asks for them.
+
+    Subject numbers and centres are invented.
+    """
     rows = []
     for i in range(6):
         sid = f"{10005 + i}{'QRTVXZ'[i]}"
@@ -224,8 +258,8 @@ def copdgene(folder):
     pd.DataFrame(rows).to_csv(folder / "COPDGene_phenotypes.txt", sep="\t", index=False)
 
 
-def lidc(folder):
-    """DICOM series of 40 slices in folders as idc-index makes them, and a radiograph that is no CT."""
+def lidc(folder: Path) -> None:
+    """Write DICOM series of 40 slices as idc-index lays them out, and a radiograph, no CT."""
     for i in range(6):
         hu, grid, _ = chest(10 + i)
         person = f"LIDC-IDRI-{i + 1:04d}"
@@ -235,7 +269,7 @@ def lidc(folder):
             dicom(study / f"DX_1.2.826.0.1.{i}.1.2", hu[:, :, :1], grid, person, f"1.2.826.0.1.{i}.1", "DX")
 
 
-def dicom(folder, hu, affine, person, study, modality):
+def dicom(folder: Path, hu: np.ndarray, affine: np.ndarray, person: str, study: str, modality: str) -> None:
     """Write a volume as one DICOM file a slice, slices in random file order.
 
     Given an intercept of -1024, the writer stores HU + 1024, as CT scanners do.

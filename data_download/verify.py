@@ -133,7 +133,7 @@ def read_headers(report: Report, manifest: Manifest) -> None:
 
 
 def require_own(manifest: Manifest) -> None:
-    """Raise DataError for scans that the lessons would make ready first: they are to be verified by the set's name."""
+    """Raise DataError for scans that are made ready first: verify them by the data set's name."""
     if made := sorted(MAKERS.keys() & set(manifest.table["dataset"])):
         raise DataError(
             f"{manifest.root}: holds {', '.join(made)}; verify it by that name: "
@@ -142,7 +142,10 @@ def require_own(manifest: Manifest) -> None:
 
 
 def pair_faults(manifest: Manifest) -> list[str]:
-    """Say why the lessons cannot use a folder as pairs: sites, splits, and each scan read and prepared as they do."""
+    """Say why the lessons cannot use a folder as pairs.
+
+    Sites and splits are checked, and each scan is read and prepared as the lessons do.
+    """
     inputs = pair_inputs(manifest)
     if inputs is None:
         return ["no scan has FLAIR and T2, or T2 and PD, together with T1"]
@@ -158,7 +161,10 @@ def pair_faults(manifest: Manifest) -> list[str]:
 
 
 def volume_faults(manifest: Manifest) -> list[str]:
-    """Say why the lessons cannot use a folder as single volumes: one of CT and T1 without a fault is enough."""
+    """Say why the lessons cannot use a folder as single volumes.
+
+    One of CT and T1 without a fault is enough.
+    """
     found = [modality for modality in ("ct", "t1") if has(manifest, (modality,)).any()]
     faults = [faults_of_one(manifest.where(has(manifest, (modality,))), modality) for modality in found]
     return [] if [] in faults else sum(faults, []) or ["no scan has CT or T1"]
@@ -186,7 +192,7 @@ def scan_faults(manifest: Manifest, read: Callable[[Scan], object], title: str) 
 
 
 def different_grids(images: dict[Path, nib.Nifti1Pair]) -> Iterator[str]:
-    """Yield texts that say which of a scan's images {path: nibabel image} lie on another grid than its first one."""
+    """Yield which of a scan's images lie on another grid than its first one."""
     items = list(images.items())
     for path, image in items[1:]:
         first, one = items[0]
@@ -203,7 +209,7 @@ def needed(name: str) -> list[tuple[str, ...]]:
 
 
 def describe(image: nib.Nifti1Pair) -> str:
-    """Describe shape, voxel size, orientation and type of a nibabel image (of each volume, where it holds several), as text."""
+    """Describe shape, voxel size, orientation and type of an image, or of each volume in it."""
     size = " x ".join(f"{v:.3g}" for v in np.linalg.norm(image.affine[:3, :3], axis=0))
     shape = " x ".join(map(str, image.shape[:3]))
     return f"{shape}, {size} mm, {''.join(map(str, nib.aff2axcodes(image.affine)))}, {image.get_data_dtype()}"

@@ -87,7 +87,9 @@ def content_hash(content: Path | str | bytes) -> str:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes that name if the block succeeds and vanishes if it fails.
+    """Yield a temporary path beside `path`, which takes that name if the block succeeds.
+
+    It vanishes if the block fails.
 
     The suffix is kept, since writers choose the format by it. The block writes a file or makes a folder. A folder never
     replaces one that another process finished first.

@@ -64,7 +64,10 @@ def run(
 
 
 def prepare_worker(parent: int) -> None:
-    """Give a worker one thread, and end it with its parent, even where that was killed and could not tell it."""
+    """Give a worker one thread, and end it with its parent.
+
+    A parent that was killed could not tell it.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -76,7 +79,10 @@ def prepare_worker(parent: int) -> None:
 
 
 def headless() -> bool:
-    """Return whether interactive widgets would be lost: MEDSYNTH_HEADLESS=1, or no live Jupyter kernel."""
+    """Return whether interactive widgets would be lost.
+
+    That is so with MEDSYNTH_HEADLESS=1, and without a live Jupyter kernel.
+    """
     if os.environ.get("MEDSYNTH_HEADLESS") == "1":
         return True
     if "IPython" not in sys.modules:

@@ -23,7 +23,7 @@ from medsynth_lib.processes import headless
 
 
 def lesson_manifest(lesson: Any, required: bool = True) -> Manifest:
-    """Return the scans of a source and a target site with a filled split (train, tune, test, adapt).
+    """Return the scans of a source and a target site with a filled split.
 
     Without DATA_DIR they are simulated, `settings.counts` subjects a split at every one of `settings.sites`, and written
     once to the cache. With DATA_DIR they are its scans that have both inputs and T1, at the sites of `site_pair`. Where no
@@ -64,19 +64,22 @@ def lesson_volumes(lesson: Any, modality: str, required: bool = True) -> Manifes
 
 
 def simulated_volumes(settings: Any, modality: str, counts: dict[str, int]) -> Manifest:
-    """Simulate chests of `settings.volume_size` voxels an axis ("ct"), or tumour-free brains at site A ("t1")."""
+    """Simulate single volumes: chests ("ct"), or tumour-free brains at site A ("t1").
+
+    A chest has `settings.volume_size` voxels an axis.
+    """
     if modality == "ct":
         return simulated_thoraxes(counts, (settings.volume_size,) * 3, **workers())
     return simulated_dataset(counts, tuple(settings.shape), settings.spacing, ("A",), tumour=False, **workers())
 
 
 def workers() -> dict[str, Any]:
-    """How lessons simulate and prepare: one process a thread, and a progress bar where somebody watches."""
+    """Return how lessons simulate and prepare: a process a thread, a bar if somebody watches."""
     return dict(jobs=torch.get_num_threads(), progress=not headless())
 
 
 def simulated_subjects(settings: Any, modality: str, n: int) -> pd.DataFrame:
-    """Return who the first `n` training subjects of `simulated_volumes` are, without simulating them.
+    """Return who the first training subjects of `simulated_volumes` are; nobody is simulated.
 
     Returns:
         The columns of their manifest that do not depend on the images: subject, site, and those of `describe`.
@@ -88,7 +91,9 @@ def simulated_subjects(settings: Any, modality: str, n: int) -> pd.DataFrame:
 
 
 def real_scans(lesson: Any, role: str, required: bool, modality: str | None = None) -> Manifest | None:
-    """Return the scans in DATA_DIR that can play a role, skull-stripped and on one grid; None to simulate instead.
+    """Return the scans in DATA_DIR that can play a role; None to simulate instead.
+
+    They are skull-stripped and on one grid.
 
     Args:
         lesson: a `course.Lesson`.
@@ -136,7 +141,7 @@ def kind_of(manifest: Manifest) -> str:
 
 
 def lesson_contract(lesson: Any, manifest: Manifest) -> Contract:
-    """Return the preprocessing contract of a notebook's settings, with the inputs that the data has."""
+    """Return the preprocessing contract of a lesson's settings, with the inputs of the data."""
     s, inputs = lesson.settings, pair_inputs(manifest)
     return Contract(inputs=inputs, spacing=(s.spacing,) * 3, size=tuple(s.size), normalisation=s.normalisation)
 

@@ -39,7 +39,7 @@ def find_cases(folder: Path | str) -> Manifest:
 
 
 def _name_mapping(folder: Path) -> dict[str, tuple[str, str]]:
-    """BraTS 2020 folder name -> (BraTS 2019 name, grade), from every name_mapping*.csv under `folder`."""
+    """BraTS 2020 folder name -> (BraTS 2019 name, grade), from every name_mapping*.csv."""
     mapping = {}
     for path in sorted(folder.rglob("name_mapping*.csv")):
         try:

@@ -7,7 +7,7 @@ a 4D file, and a folder stands for one DICOM series. Names are those the publish
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -16,11 +16,14 @@ from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
 from medsynth_lib.files import DataError
 
 NIFTI = (".nii.gz", ".nii")
-Table = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
+Table: TypeAlias = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 
 
 def open_dataset(folder: Path | str) -> Manifest:
-    """Return the manifest of a data folder: its manifest.csv, else what `recognise` finds; with a column `dataset`."""
+    """Return the manifest of a data folder: its manifest.csv, else what `recognise` finds.
+
+    It has a column `dataset`.
+    """
     path = Path(folder) / "manifest.csv"
     if not path.is_file():
         return recognise(folder)
@@ -31,7 +34,9 @@ def open_dataset(folder: Path | str) -> Manifest:
 
 
 def recognise(folder: Path | str) -> Manifest:
-    """List all scans under a folder, of every published layout found there; two data sets may lie side by side.
+    """List all scans under a folder, of every published layout found there.
+
+    Two data sets may lie side by side.
 
     Returns:
         A manifest with the columns subject, site, split (empty), dataset, one path a modality ("" where missing), and what
@@ -65,7 +70,7 @@ def find(name: str, folder: Path | str) -> Manifest:
     table = LAYOUTS[name](Path(folder))
     if table is None:
         raise DataError(f"{folder}: no scans named as in {name}; compare with python -m data_download describe {name}.")
-    return Manifest(table, folder)
+    return Manifest(table, Path(folder))
 
 
 def files(folder: Path, endings: tuple[str, ...] = NIFTI) -> list[Path]:
@@ -86,7 +91,7 @@ def stem(path: Path) -> str:
 
 
 def table(folder: Path, dataset: str, scans: dict[tuple[str, str], dict[str, Any]]) -> Table:
-    """Make the rows of scans {(subject, site): {modality: path or text, ...}}; None where there are none."""
+    """Make the rows of scans {(subject, site): {modality: path or text, ...}}; None for none."""
     rows = []
     for (subject, site), cells in sorted(scans.items()):
         row = dict(subject=subject, site=site, split="", dataset=dataset) | dict.fromkeys(MODALITIES, "")
@@ -156,7 +161,7 @@ def upenn_gbm(folder: Path) -> Table:
 
 
 def ucsf_pdgm(folder: Path) -> Table:
-    """List UCSF-PDGM: UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_{FLAIR,T1,T1c,T2,tumor_segmentation}.nii.gz.
+    """List UCSF-PDGM: UCSF-PDGM-0004_{FLAIR,T1,T1c,T2,tumor_segmentation}.nii.gz.
 
     Follow-ups are left out.
     """
@@ -168,7 +173,7 @@ def ucsf_pdgm(folder: Path) -> Table:
 
 
 def gsp(folder: Path) -> Table:
-    """List Brain Genomics Superstruct: Sub0001_Ses1_Scan_01_ANAT1.nii.gz, one T1 a subject, with the skull.
+    """List Brain Genomics Superstruct: Sub0001_Ses1_Scan_01_ANAT1.nii.gz, one T1 with the skull.
 
     Repeat visits are left out.
     """

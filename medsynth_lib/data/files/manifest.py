@@ -109,7 +109,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str) -> "Manifest":
-        """Read a manifest CSV; text columns (subject, site, split, paths, grade) keep their zeros and are "" where empty.
+        """Read a manifest CSV; text columns keep their zeros and are "" where empty.
+
 
         Known columns may be written in any case ("FLAIR"). A column of images under another name is not used, and a
         printed line says so.
@@ -176,7 +177,7 @@ class Manifest:
         return self.replace(self.table[rows])
 
     def select(self, **wanted: Any) -> "Manifest":
-        """Return the scans whose columns have the wanted values: `select(site=("A", "B"), split="train")`.
+        """Return the scans with the wanted values: `select(site=("A", "B"), split="train")`.
 
         Args:
             wanted: column -> its value, or a collection of values.
@@ -197,7 +198,10 @@ class Manifest:
 
 
 def _read_twice(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a CSV with numbers as numbers, and all as text: "007" would lose its zeros and a site "NA" become missing."""
+    """Read a CSV with numbers as numbers, and all as text.
+
+    Else "007" would lose its zeros, and a site called "NA" become a missing value.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such manifest; write one with find_cases(folder).write(path).")
     _require_commas(path)
@@ -251,7 +255,10 @@ def _require_splits(table: pd.DataFrame, path: Path) -> None:
 
 
 def require_identity(table: pd.DataFrame, path: Path) -> None:
-    """Raise DataError, naming `path`, unless every row has a subject and a site that can name a file."""
+    """Raise DataError unless every row has a subject and a site that can name a file.
+
+    The error names `path`.
+    """
     for column in ("subject", "site"):
         if column not in table:
             raise DataError(f"{path}: no column '{column}' among {list(table.columns)}; add it.")
@@ -274,7 +281,7 @@ def require_unique_scans(manifest: Manifest) -> None:
 
 
 def check_leaks(manifest: Manifest) -> None:
-    """Raise DataError where a subject is in more than one split, at any sites, or a (subject, site) row repeats."""
+    """Raise DataError where a subject is in two splits, at any sites, or a scan repeats."""
     require_unique_scans(manifest)
     if "split" in manifest.table:
         count = manifest.table.groupby("subject")["split"].nunique()

@@ -103,7 +103,7 @@ def read_header(path: Path | str) -> SpatialImage:
 
 
 def _voxels(image: SpatialImage, path: Path | str) -> np.ndarray:
-    """The scaled voxels, (x, y, z) float32 in native byte order; of a 4D file those of the volume that ``path`` names."""
+    """The scaled voxels, (x, y, z) float32; of a 4D file those of the volume that `path` names."""
     kind = image.get_data_dtype()
     if kind.kind not in "iuf":
         raise DataError(f"{path}: voxels are of type {kind}, not real numbers; export one number a voxel.")

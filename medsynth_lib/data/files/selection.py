@@ -15,19 +15,19 @@ INPUTS = (("flair", "t2"), ("t2", "pd"))  # of pairs, the paper's first; IXI has
 
 
 def paired(manifest: Manifest, sites: Iterable[str], seed: int) -> Manifest:
-    """Return the scans of a source and a target site with a filled split; all scans must be `complete`."""
+    """Return the scans of two sites with a filled split; all scans must be `complete`."""
     return with_split(manifest.select(site=sites), seed)
 
 
 def pair_inputs(manifest: Manifest) -> tuple[str, str] | None:
     """Return the two input modalities that most scans have beside T1, or None."""
     count = {inputs: int(has(manifest, (*inputs, "t1")).sum()) for inputs in INPUTS}
-    best = max(count, key=count.get)  # the first of equals
+    best = max(count, key=lambda inputs: count[inputs])  # the first of equals
     return best if count[best] else None
 
 
 def has(manifest: Manifest, modalities: Iterable[str]) -> pd.Series:
-    """Return which scans have all modalities, as booleans; a column that is not there counts as empty."""
+    """Return which scans have all modalities, as booleans; an absent column counts as empty."""
     return manifest.table.reindex(columns=list(modalities), fill_value="").ne("").all(axis=1)
 
 
@@ -52,7 +52,7 @@ def only_site(manifest: Manifest) -> str | None:
 
 
 def site_pair(manifest: Manifest) -> tuple[str, str]:
-    """Return source and target: CBICA and TCIA where both are there (the paper's), else the sites with the most scans.
+    """Return source and target: CBICA and TCIA (the paper's), else those with the most scans.
 
     Raises:
         DataError: for a single site.
@@ -67,7 +67,10 @@ def site_pair(manifest: Manifest) -> tuple[str, str]:
 
 
 def require_each_split(manifest: Manifest) -> None:
-    """Raise DataError where a site has no subject to train, tune or test: lesson 02 does all three at both sites."""
+    """Raise DataError where a site has no subject to train, tune or test.
+
+    Lesson 02 does all three at both sites.
+    """
     for site, splits in manifest.table.groupby("site")["split"]:
         if lacking := [split for split in ("train", "tune", "test") if split not in set(splits)]:
             raise DataError(

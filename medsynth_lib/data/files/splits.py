@@ -13,7 +13,7 @@ SHARES = dict(test=0.25, tune=0.1)  # of a real site's subjects; the rest trains
 def split_source_target(
     manifest: Manifest, source: str, target: str, n_adapt: int, n_tune: int = 0, seed: int = 0
 ) -> Manifest:
-    """Split two sites as in Table 1 of the slice-VAE paper: train on all of one, adapt to part of the other.
+    """Split two sites as in Table 1 of the slice-VAE paper: train on one, adapt to the other.
 
     Args:
         manifest: scans with an empty split column: a saved split (simulated data) is to be used, not made anew.
@@ -57,7 +57,9 @@ def split_source_target(
 
 
 def five_folds(manifest: Manifest, k: int = 5, seed: int = 0) -> Manifest:
-    """Add a column `fold` (0 to k-1), the fold that tests a subject; every site is spread over all folds.
+    """Add a column `fold` (0 to k-1), the fold that tests a subject.
+
+    Every site is spread over all folds.
 
     Args:
         manifest: scans; the split column does not count.
@@ -90,7 +92,9 @@ def with_split(manifest: Manifest, seed: int, pooled: bool = False) -> Manifest:
 
 
 def split_sites(manifest: Manifest, seed: int, pooled: bool = False) -> Manifest:
-    """Draw a split by subject within each site: a quarter test, a tenth tune, the rest train, at least one each.
+    """Draw a split by subject within each site: a quarter test, a tenth tune, the rest train.
+
+    Each split gets at least one.
 
     Subjects scanned at several sites form a group of their own, so that all their scans get one split.
 
@@ -122,7 +126,7 @@ def split_sites(manifest: Manifest, seed: int, pooled: bool = False) -> Manifest
 
 
 def paper_table_1() -> pd.DataFrame:
-    """Return Table 1 of the slice-VAE paper as printed, subjects a set, with what does not add up in `note`.
+    """Return Table 1 of the slice-VAE paper as printed; `note` says what does not add up.
 
     The paper counts 146 CBICA and 239 TCIA subjects. The labelled BraTS 2019 cases are 129 and 167; with the validation
     cases 150 and 243. Neither gives the paper's counts.

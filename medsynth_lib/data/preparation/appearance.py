@@ -3,6 +3,8 @@
 Volumes are (c, x, y, z) in [0, 1] with a mask (1, x, y, z); outside the mask everything stays as it is.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from monai.transforms import AdjustContrast, RandBiasField
@@ -12,16 +14,29 @@ LEVELS = np.linspace(0, 1, 257)
 NYUL_LEVELS = np.array([0.0, 0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0])
 
 
-def quantiles(volumes, masks, levels=LEVELS):
-    """Quantiles of the brain voxels of many volumes pooled, one row a channel: (c, levels)."""
+def quantiles(
+    volumes: Iterable[torch.Tensor], masks: Iterable[torch.Tensor], levels: np.ndarray = LEVELS
+) -> np.ndarray:
+    """Return quantiles of the brain voxels of many volumes pooled, a row a channel: (c, levels).
+
+    Args:
+        volumes: (c, x, y, z) each.
+        masks: (1, x, y, z) each, boolean.
+        levels: from 0 to 1.
+    """
     pooled = torch.cat([v[:, m[0]] for v, m in zip(volumes, masks, strict=True)], 1).numpy()
     return np.quantile(pooled, levels, axis=1).T
 
 
-def apply_curve(volume, mask, x, y):
-    """Map every channel's brain voxels by the piecewise linear curve through (x[c], y[c]).
+def apply_curve(volume: torch.Tensor, mask: torch.Tensor, x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+    """Map the brain voxels of every channel by a piecewise linear curve.
 
     Between pooled quantiles of two sites (`quantiles`) this is histogram matching with one curve for all subjects.
+
+    Args:
+        volume: (c, x, y, z).
+        mask: (1, x, y, z), boolean.
+        x, y: points of the curve, one row a channel.
     """
     out = volume.clone()
     for c in range(len(volume)):
@@ -29,21 +44,40 @@ def apply_curve(volume, mask, x, y):
     return out
 
 
-def increasing(x, y):
-    """The points of a curve whose x strictly increases: np.interp needs it, and quantiles repeat."""
+def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points of a curve whose x strictly increases.
+
+    np.interp needs it, and quantiles repeat.
+    """
     keep = np.concatenate([[True], np.diff(x) > 0])
     return x[keep], y[keep]
 
 
-def match_volume(volume, mask, wanted, levels=NYUL_LEVELS):
-    """Nyul's standardisation (Nyul, Udupa, Zhang 2000): this volume's own percentiles to the wanted ones, at a few landmarks."""
+def match_volume(
+    volume: torch.Tensor, mask: torch.Tensor, wanted: np.ndarray, levels: np.ndarray = NYUL_LEVELS
+) -> torch.Tensor:
+    """Move a volume's own percentiles to wanted ones (Nyul, Udupa, Zhang 2000).
+
+    Args:
+        volume: (c, x, y, z).
+        mask: (1, x, y, z), boolean.
+        wanted: intensities at the levels, one row a channel.
+        levels: a few landmarks from 0 to 1.
+    """
     return apply_curve(volume, mask, quantiles([volume], [mask], levels), wanted)
 
 
-def fourier_swap(volume, other, mask, beta=0.1):
-    """Fourier domain adaptation (Yang & Soatto 2020): low-frequency amplitudes of another volume, own phases.
+def fourier_swap(volume: torch.Tensor, other: torch.Tensor, mask: torch.Tensor, beta: float = 0.1) -> torch.Tensor:
+    """Take low-frequency amplitudes of another volume, keep the phases (Yang & Soatto 2020).
 
-    ``beta``: half the side of the swapped cube as a share of the spectrum's side. Clipped to [0, 1]; outside the mask 0.
+    Args:
+        volume: (c, x, y, z).
+        other: the volume whose amplitudes are taken.
+        mask: (1, x, y, z), boolean; outside it the result is 0.
+        beta: half the side of the swapped cube as a share of the spectrum's side.
+
+    Returns:
+        (c, x, y, z), clipped to [0, 1].
     """
     axes = (-3, -2, -1)
     spectrum, amplitudes = (
@@ -57,8 +91,14 @@ def fourier_swap(volume, other, mask, beta=0.1):
     return torch.fft.ifftn(torch.fft.ifftshift(new, axes), dim=axes).real.clip(0, 1) * mask
 
 
-def gamma_and_bias(volume, mask, rng):
-    """Random gamma exp(U(-.4, .4)) and coil-like bias field (MONAI) on each input; ``rng`` is a numpy Generator."""
+def gamma_and_bias(volume: torch.Tensor, mask: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Give each input a random gamma exp(U(-.4, .4)) and a coil-like bias field (MONAI).
+
+    Args:
+        volume: (c, x, y, z) in [0, 1].
+        mask: (1, x, y, z), boolean.
+        rng: of the draws.
+    """
     out = []
     for channel in volume:
         field = RandBiasField(prob=1.0, degree=3, coeff_range=(0.0, 0.2))
@@ -68,18 +108,30 @@ def gamma_and_bias(volume, mask, rng):
     return torch.where(mask, torch.stack(out).clip(0, 1), volume).float()
 
 
-def noise_level(volume, mask):
-    """Standard deviation of the noise of each channel (c,), from the median absolute difference of neighbours along x.
+def noise_level(volume: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    """Estimate the noise of each channel from the differences of neighbours along x.
 
-    Differences hold edges, too, which the median mostly ignores; so compare two sites by it, do not read it as a calibration.
+    Differences hold edges, too, which the median mostly ignores. So compare two sites by it; it is no calibration.
+
+    Returns:
+        Standard deviations (c,), from the median absolute difference.
     """
     both = mask[0, 1:] & mask[0, :-1]
     steps = (volume[:, 1:] - volume[:, :-1])[:, both].abs()
     return steps.median(1).values.numpy() / (0.6745 * np.sqrt(2))
 
 
-def thicker_slices(volume, mask, own_mm, wanted_mm, spacing):
-    """Blur along z from one slice thickness (full width at half maximum, mm) to a larger one; inside the mask only."""
+def thicker_slices(
+    volume: torch.Tensor, mask: torch.Tensor, own_mm: float, wanted_mm: float, spacing: float
+) -> torch.Tensor:
+    """Blur along z from one slice thickness to a larger one, inside the mask.
+
+    Args:
+        volume: (c, x, y, z).
+        mask: (1, x, y, z), boolean.
+        own_mm, wanted_mm: full widths at half maximum in mm.
+        spacing: of the slices in mm.
+    """
     sigma = np.sqrt(max(wanted_mm**2 - own_mm**2, 0)) / 2.355 / spacing
     if not sigma:
         return volume.clone()

@@ -4,9 +4,10 @@ Volumes are (channel, x, y, z) in RAS order: the paper's crop (155, 240, 240) ->
 (240, 240, 155) -> (192, 192, 144) here. A `Contract` states the preprocessing and travels with the trained weights.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,19 +24,23 @@ LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an ima
 
 
 class SavedContract:
-    """What the contracts of both papers share: they are saved beside a model's weights, read back, and compared."""
+    """What the contracts of both papers share: they are saved with weights, read back, compared."""
 
     FIELD_TYPES: ClassVar = {}  # of those that are not lists
 
-    def save(self, path):
+    def save(self, path: Path | str) -> None:
         """Write the contract as YAML, atomically."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         with atomic(path) as temporary:
             temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
 
     @classmethod
-    def load(cls, path):
-        """Read a contract; raises DataError for a missing or unreadable file and for unknown or absent fields."""
+    def load(cls, path: Path | str) -> Self:
+        """Read a contract.
+
+        Raises:
+            DataError: for a missing or unreadable file, and for unknown or absent fields.
+        """
         try:
             plain = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
@@ -51,13 +56,13 @@ class SavedContract:
                 raise DataError(f"{path}: {name} is {value!r}, of the wrong type; save the contract again.")
         return cls(**plain)
 
-    def check(self, other):
-        """List the fields in which two contracts differ, each with both values; empty where they agree."""
+    def check(self, other: "SavedContract") -> list[str]:
+        """List the fields in which two contracts differ, each with both values."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
         return [f"{name}: {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]
 
-    def require(self, other):
-        """Raise DataError, naming each differing field with both values, unless the contracts are the same."""
+    def require(self, other: "SavedContract") -> None:
+        """Raise DataError unless two contracts are the same; it names both values of a difference."""
         differences = self.check(other)
         if differences:
             raise DataError(
@@ -70,26 +75,25 @@ class SavedContract:
 class Contract(SavedContract):
     """The preprocessing contract: what a model's inputs went through, saved beside its weights.
 
-    `spacing` is in mm and `size` in voxels, both (x, y, z) after orientation; `percentiles` are those of method
-    "percentile"; `landmarks` (method "nyul") maps a modality to its standard scale from `nyul_landmarks`.
-    `target` None reads inputs only, as adaptation must. Raises DataError for an unknown or incomplete method.
+    Raises:
+        DataError: for an unknown or incomplete method of normalisation.
     """
 
     inputs: tuple = ("flair", "t2")
-    target: str | None = "t1"
+    target: str | None = "t1"  # None reads inputs only, as adaptation must
     orientation: str = "RAS"
-    spacing: tuple = (1.0, 1.0, 1.0)
-    size: tuple = (192, 192, 144)
-    normalisation: str = "percentile"
-    percentiles: tuple = (0.5, 99.5)
+    spacing: tuple = (1.0, 1.0, 1.0)  # mm (x, y, z), after orientation
+    size: tuple = (192, 192, 144)  # voxels (x, y, z), after orientation
+    normalisation: str = "percentile"  # one of NORMALISATIONS; the paper: minmax
+    percentiles: tuple = (0.5, 99.5)  # of method "percentile"
     mask: str = "nonzero in all input modalities"
-    landmarks: dict | None = None
+    landmarks: dict | None = None  # of method "nyul": a modality's standard scale, of nyul_landmarks
 
     FIELD_TYPES: ClassVar = dict(
         target=(str, type(None)), landmarks=(dict, type(None)), orientation=str, normalisation=str, mask=str
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):  # a profile's YAML gives lists: they must compare equal to the tuples here
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
@@ -100,21 +104,25 @@ class Contract(SavedContract):
             raise DataError(f"Contract: nyul has no landmarks for {sorted(missing)}; compute them with nyul_landmarks.")
 
     @property
-    def modalities(self):
+    def modalities(self) -> tuple[str, ...]:
         """The modalities to read, inputs first."""
         return (*self.inputs, self.target) if self.target else tuple(self.inputs)
 
     @classmethod
-    def for_paper(cls):
-        """The paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192 x 192 x 144, min-max."""
+    def for_paper(cls) -> "Contract":
+        """Return the paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192x192x144, minmax."""
         return cls(normalisation="minmax")
 
 
-def geometry(contract, keys):
-    """The paper's crop (section 3) as an invertible MONAI chain: orient, resample to `spacing`, centre crop or pad.
+def geometry(contract: Contract, keys: Iterable[str]) -> Compose:
+    """Return the paper's crop (section 3) as an invertible MONAI chain.
 
-    Images are interpolated linearly and "seg" by nearest neighbour. MONAI leaves a grid alone whose affine is already
-    right within 1e-3 mm, so 1 mm data is only cropped, to the bit.
+    It orients, resamples to `spacing`, and crops or pads about the centre. Images are interpolated linearly and "seg" by nearest
+    neighbour. MONAI leaves a grid alone whose affine is already right within 1e-3 mm, so 1 mm data is only cropped, to the bit.
+
+    Args:
+        contract: orientation, spacing and size.
+        keys: of the case that the chain is for.
     """
     modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
     return Compose(
@@ -126,14 +134,20 @@ def geometry(contract, keys):
     )
 
 
-def prepare(case, contract):
+def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, torch.Tensor]:
     """Turn a case from `read_case` into network inputs, as the contract says.
 
-    Returns plain tensors: "x" (inputs, X, Y, Z) float32; "y" (1, X, Y, Z) float32 where the case has the target;
-    "mask" (1, X, Y, Z) bool, the voxels that are nonzero in all inputs (never the target: it must not steer the
-    inputs); "seg" (1, X, Y, Z) float32 labels where the case has them. For value ranges see `normalise`.
+    Args:
+        case: modality -> (1, x, y, z); "seg" and the target may be absent.
+        contract: how it is prepared.
 
-    Raises DataError for an absent input, a volume with its skull or without contrast, and an empty mask.
+    Returns:
+        Plain tensors. "x" (inputs, X, Y, Z) float32 and, where the case has the target, "y" (1, X, Y, Z) float32: for value
+        ranges see `normalise`. "mask" (1, X, Y, Z) bool: the voxels that are nonzero in all inputs, never by the target, which
+        must not steer the inputs. "seg" (1, X, Y, Z) float32 labels where the case has them.
+
+    Raises:
+        DataError: for an absent input, a volume with its skull or without contrast, and an empty mask.
     """
     absent = [key for key in contract.inputs if key not in case]
     if absent:
@@ -161,8 +175,12 @@ def prepare(case, contract):
     return sample
 
 
-def require_stripped(volume):
-    """Raise DataError unless a fifth of a brain volume (1, x, y, z), as it was read, is background: exactly 0."""
+def require_stripped(volume: MetaTensor) -> None:
+    """Raise DataError unless a fifth of a brain volume is background: exactly 0.
+
+    Args:
+        volume: (1, x, y, z), as it was read.
+    """
     filled = float((volume != 0).float().mean())
     if filled > 1 - LEAST_BACKGROUND:
         raise DataError(
@@ -172,15 +190,32 @@ def require_stripped(volume):
         )
 
 
-def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
-    """Scale one volume (1, X, Y, Z) by its own intensities; background, the exact zeros, stays 0.
+def normalise(
+    volume: torch.Tensor,
+    method: str,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    landmarks: Sequence[float] | None = None,
+) -> torch.Tensor:
+    """Scale one volume by its own intensities; background, the exact zeros, stays 0.
 
     - "minmax" (the paper): (v - min) / (max - min) over the full volume, to [0, 1]; one bright voxel dims the rest.
     - "percentile": brain voxels clipped to `percentiles`, these to 0 and 1.
     - "zscore": brain voxels to mean 0 and standard deviation 1, the only method not in [0, 1].
     - "nyul": brain percentiles moved piecewise linearly onto the standard scale `landmarks`, clipped to [0, 1].
 
-    All four ignore a positive gain. Returns a plain float32 tensor. Raises DataError for a volume without contrast.
+    All four ignore a positive gain.
+
+    Args:
+        volume: (1, X, Y, Z) in any units.
+        method: one of `NORMALISATIONS`.
+        percentiles: of "percentile".
+        landmarks: of "nyul", from `nyul_landmarks`.
+
+    Returns:
+        A plain float32 tensor (1, X, Y, Z).
+
+    Raises:
+        DataError: for an unknown method or a volume without contrast.
     """
     data = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
     brain = data != 0
@@ -205,13 +240,13 @@ def normalise(volume, method, percentiles=(0.5, 99.5), landmarks=None):
     return _fill(brain, (values - low) / (high - low))
 
 
-def _fill(brain, values):
+def _fill(brain: torch.Tensor, values: np.ndarray) -> torch.Tensor:
     out = torch.zeros(brain.shape)
     out[brain] = torch.from_numpy(values).float()
     return out
 
 
-def _spread(volume, values, percentiles):
+def _spread(volume: torch.Tensor, values: np.ndarray, percentiles: Sequence[float]) -> np.ndarray:
     """The percentiles of the brain, checked to span a range."""
     marks = np.percentile(values, percentiles)
     if not marks[-1] > marks[0]:
@@ -222,12 +257,19 @@ def _spread(volume, values, percentiles):
     return marks
 
 
-def nyul_landmarks(volumes):
-    """Learn the standard scale of one modality: where its percentiles 1, 10, 20 ... 90, 99 lie on average.
+def nyul_landmarks(volumes: Iterable[torch.Tensor]) -> list[float]:
+    """Learn the standard scale of one modality: where its percentiles lie on average.
 
-    `volumes` is an iterable of (1, X, Y, Z) in any units; each is first mapped linearly so that p1 -> 0 and p99 -> 1.
-    Returns 11 floats from 0 to 1 (Nyul, Udupa, Zhang 2000, IEEE Trans Med Imaging 19:143). Learn them on source
-    training data only. Raises DataError for no volumes or one without contrast.
+    Each volume is first mapped linearly so that p1 -> 0 and p99 -> 1 (Nyul, Udupa, Zhang 2000, IEEE Trans Med Imaging 19:143).
+
+    Args:
+        volumes: (1, X, Y, Z) in any units; training data of the source alone.
+
+    Returns:
+        11 numbers from 0 to 1, of the percentiles 1, 10, 20 ... 90, 99.
+
+    Raises:
+        DataError: for no volumes, or one without contrast.
     """
     scales = []
     for volume in volumes:
@@ -238,12 +280,22 @@ def nyul_landmarks(volumes):
     return np.mean(scales, axis=0).tolist()
 
 
-def restore(volume, case, contract):
-    """Put a prepared or synthesised volume (1, X, Y, Z) back on the scanner's grid: the inverse of `geometry`.
+def restore(volume: torch.Tensor, case: Mapping[str, MetaTensor], contract: Contract) -> MetaTensor:
+    """Put a prepared or synthesised volume back on the scanner's grid: `geometry` undone.
 
-    Returns a MetaTensor (1, x, y, z) with the shape and affine of the case's first input, 0 outside the crop. At equal
-    spacing voxels come back to the bit; otherwise floats are interpolated linearly, integers and bools (labels) by
-    nearest neighbour. Intensities stay normalised. Raises DataError where the volume is not of the contract's size.
+    At equal spacing voxels come back to the bit. Otherwise floats are interpolated linearly, integers and bools (labels) by
+    nearest neighbour. Intensities stay normalised.
+
+    Args:
+        volume: (1, X, Y, Z).
+        case: of `read_case`; its first input has the grid.
+        contract: that the volume was prepared with.
+
+    Returns:
+        (1, x, y, z) with the shape and affine of the case's first input, 0 outside the crop.
+
+    Raises:
+        DataError: where the volume is not of the contract's size.
     """
     reference = case[contract.inputs[0]]
     key = "image" if volume.is_floating_point() else "seg"

@@ -75,7 +75,7 @@ def prepare_cube(volume: MetaTensor, contract: CubeContract) -> MetaTensor:
 
 
 def scale_ct(volume: MetaTensor, window: tuple[float, float] = WINDOW) -> MetaTensor:
-    """Cut HU (1, x, y, z) to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1.
+    """Cut HU to the window and map it to [-1, 1]: v = 2 (h - low) / (high - low) - 1.
 
     Scanners fill what lies outside their field of view with -2000 or less, which the window takes for air.
 
@@ -99,7 +99,7 @@ def to_hu(cube: torch.Tensor, window: tuple[float, float] = WINDOW) -> torch.Ten
 
 
 def scale_t1(volume: MetaTensor, percentile: float = 99.5) -> MetaTensor:
-    """Map a skull-stripped T1 (1, x, y, z) to [-1, 1]: 0 to -1 and the brain's upper percentile to 1, clipped.
+    """Map a skull-stripped T1 to [-1, 1]: 0 to -1, the brain's upper percentile to 1, clipped.
 
     Raises:
         DataError: for a volume with its skull or with negative values.
@@ -114,7 +114,7 @@ def scale_t1(volume: MetaTensor, percentile: float = 99.5) -> MetaTensor:
 
 
 def trim(volume: MetaTensor) -> MetaTensor:
-    """Cut off the outer slices (1, x, y, z), along each axis, that hold a single value: the paper's blank slices.
+    """Cut off outer slices, along each axis, that hold a single value: the paper's blank slices.
 
     Raises:
         DataError: where nothing is left.
@@ -132,7 +132,7 @@ def trim(volume: MetaTensor) -> MetaTensor:
 
 
 def resize(volume: MetaTensor, size: int) -> MetaTensor:
-    """Resize (1, x, y, z) to (1, size, size, size): trilinear, after smoothing along axes that shrink.
+    """Resize to (1, size, size, size): trilinear, after smoothing along axes that shrink.
 
     The smoothing prevents aliasing. MONAI's own takes the world outside the image for 0, which is not air here; this one
     weighs the voxels inside alone.
@@ -164,6 +164,8 @@ class Cubes(Remembered):
     A sample has "x" (1, N, N, N) float32 in [-1, 1], "spacing" (3) in mm and "subject".
     """
 
+    contract: CubeContract
+
     def make(self, scan: Scan) -> Sample:
         """Read and prepare one scan."""
         return described(cube_of(scan, self.contract), scan)
@@ -173,7 +175,7 @@ class Cubes(Remembered):
         return sample | {"x": sample["x"].float()}
 
     def on_disk(self, folder: Path | str, key: str, jobs: int = 1, progress: bool = False) -> "CubesOnDisk":
-        """Make all cubes once and read them from a volume cache from then on: memory holds none of them.
+        """Make all cubes once and read them from a volume cache: memory holds none of them.
 
         Args:
             folder, key, jobs, progress: as in `volume_cache.build`, whose errors are raised. `key` names scans and contract.

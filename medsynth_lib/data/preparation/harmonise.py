@@ -41,7 +41,7 @@ Volumes = dict[str, tuple[np.ndarray, np.ndarray]]  # modality -> voxels (x, y, 
 
 
 def ready_dataset(manifest: Manifest, jobs: int = 1, progress: bool = False) -> Manifest:
-    """Make every scan ready for `read_case`; what had to be made lies in the cache, once for all.
+    """Make every scan ready for `read_case`; what is made lies in the cache, once for all.
 
     Scans that cannot be made ready are left out. They are listed with the reason in left_out.csv beside the result, and
     printed. An interrupted run goes on where it stopped.
@@ -138,7 +138,9 @@ def make_msd(scan: Scan, number: int) -> Volumes:
 
 
 def simulated_shift(image: np.ndarray, brain: np.ndarray, contrast: str, spacing: np.ndarray, seed: int) -> np.ndarray:
-    """Draw an image as another SIMULATED scanner might: this is not a second site, and is called simulated.
+    """Draw an image as another SIMULATED scanner might.
+
+    This is not a second site, and is called simulated.
 
     Inside the brain: a monotone contrast curve v^GAMMA of the image over its 99.5th percentile, a point spread of FWHM_MM,
     a smooth coil field of log-amplitude COIL, Rician noise of NOISE. Outside: 0.
@@ -182,7 +184,7 @@ def make_gsp(scan: Scan, number: int) -> Volumes:
 
 
 def given_mask(t1_path: Path, grid: sitk.Image, transform: sitk.Transform) -> np.ndarray | None:
-    """Read the user's own brain mask beside a T1, on another grid (boolean); None where there is none."""
+    """Read the user's own brain mask beside a T1 (boolean); None where there is none."""
     for ending in ("_mask.nii.gz", "_brain_mask.nii.gz"):
         path = t1_path.with_name(stem(t1_path) + ending)
         if path.is_file():
@@ -272,7 +274,7 @@ def register(
 
 
 def coarse(image: sitk.Image) -> sitk.Image:
-    """Return the image in voxels of about 2.5 mm: enough for a global registration, and thirty times faster."""
+    """Return the image in voxels of about 2.5 mm: enough for a global registration, and faster."""
     return sitk.BinShrink(image, [max(1, int(2.6 / s)) for s in image.GetSpacing()])
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case
-from medsynth_lib.data.preparation.contract import SavedContract, prepare
+from medsynth_lib.data.preparation.contract import Contract, SavedContract, prepare
 from medsynth_lib.files import DataError
 
 Sample = dict[str, Any]  # tensors, and texts such as "subject"
@@ -102,7 +102,10 @@ class Remembered(Dataset):
         raise NotImplementedError
 
     def preload(self, threads: int = 2) -> Self:
-        """Read all scans now, several at a time (unpacking gzip leaves Python's lock free), and return the data set."""
+        """Read all scans now, several at a time, and return the data set.
+
+        Unpacking gzip leaves Python's lock free.
+        """
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self.__getitem__, range(len(self))))
         return self
@@ -114,6 +117,8 @@ class PairedVolumes(Remembered):
     A float32 scan at the paper's size takes 90 MB with its labels. Give a contract with target None for adaptation, where
     targets must not be seen. A scan that cannot be read raises the errors of `read_case`.
     """
+
+    contract: Contract
 
     def make(self, scan: Scan) -> Sample:
         """Read and prepare one scan."""

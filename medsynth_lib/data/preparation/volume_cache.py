@@ -64,7 +64,7 @@ def build(
 
 
 def write_volume(make: Make, task: tuple, path: Path) -> dict[str, Any]:
-    """Make one volume and write it to `path`, unless it is there; return name, bytes and hash of the file."""
+    """Make one volume and write it, unless it is there; return name, bytes and hash of the file."""
     if not path.exists():
         volume, about = make(*task)  # outside `atomic`: its errors are not the disk's
         volume = np.asarray(volume, dtype=np.float32)
@@ -78,7 +78,7 @@ def write_volume(make: Make, task: tuple, path: Path) -> dict[str, Any]:
 
 
 def quantise(volume: np.ndarray) -> dict[str, np.ndarray]:
-    """Turn a finite float32 volume (c, x, y, z) into "stored", 16-bit integers, and "low" and "high" (c)."""
+    """Turn a finite volume (c, x, y, z) into 16-bit integers "stored", "low" and "high" (c)."""
     low, high = (f(volume, axis=(1, 2, 3)).astype(np.float64) for f in (np.min, np.max))
     stored = np.zeros(volume.shape, np.uint16)
     for out, channel, a, b in zip(stored, volume, low, high, strict=True):

@@ -141,7 +141,7 @@ def build_maps() -> dict[str, np.ndarray]:
 
 
 def ventricle_map(csf: np.ndarray, brain: np.ndarray, mm: np.ndarray) -> np.ndarray:
-    """Find the lateral and third ventricles: deep CSF connected to the lateral ventricles' bodies.
+    """Find lateral and third ventricles: deep CSF connected to the lateral ventricles' bodies.
 
     A box leaves the cisterns out.
 

@@ -45,7 +45,9 @@ def simulated_dataset(
     folder: Path | str | None = None,
     progress: bool = False,
 ) -> Manifest:
-    """Simulate brains, write them once, and find them again: every subject is scanned at every site.
+    """Simulate brains at several sites, write them once, and find them again.
+
+    Every subject is scanned at every site.
 
     An interrupted run goes on where it stopped.
 
@@ -77,7 +79,7 @@ def simulated_dataset(
 def simulated_thoraxes(
     counts: Counts, shape: Sequence[int], jobs: int = 1, folder: Path | str | None = None, progress: bool = False
 ) -> Manifest:
-    """Simulate chest CTs in HU with their truth and lung function, write them once, and find them again.
+    """Simulate chest CTs in HU with their truth, write them once, and find them again.
 
     One folder a subject and one file a scan, named in the manner of COPDGene (SIM00012/SIM00012_INSP_STD_SIM_COPD.nii.gz).
 
@@ -160,7 +162,7 @@ def voxels(shape: Sequence[int]) -> Row:
 def write_subject(
     folder: Path, split: str, seed: int, shape: Sequence[int], spacing: float, sites: Sequence[str], tumour: bool
 ) -> list[Row]:
-    """Write one subject's case folders, one a site, unless they are there; return their manifest rows."""
+    """Write one subject's case folders, one a site, unless they are there; return their rows."""
     rows, subject = [], None
     for name in sites:
         case = f"BraTS19_SIM{name}_{seed:05d}_1"
@@ -177,7 +179,7 @@ def write_subject(
 
 
 def write_case(folder: Path, case: str, subject: Subject, site: Site) -> None:
-    """Write the four contrasts and the labels of one subject at one site as int16 / uint8 NIfTI, and its truth."""
+    """Write contrasts and labels of one subject at one site (int16, uint8), and its truth."""
     for contrast in CONTRASTS:
         image = scan(subject, site, contrast)
         image *= min(1.0, STORED_RANGE / image.max())
@@ -188,7 +190,7 @@ def write_case(folder: Path, case: str, subject: Subject, site: Site) -> None:
 
 
 def write_thorax(folder: Path, split: str, seed: int, shape: Sequence[int]) -> Row:
-    """Write one chest CT (int16 HU) and its truth unless they are there; return its manifest row."""
+    """Write one chest CT (int16 HU) and its truth unless they are there; return its row."""
     subject = f"SIM{seed:05d}"
     name = f"{subject}_INSP_STD_SIM_COPD.nii.gz"
     target = folder / subject

@@ -10,7 +10,7 @@ WORLD_MM = 264.0  # every field lives on control points over this cube, so a see
 
 
 def bspline_weights(x: np.ndarray, scale: float) -> torch.Tensor:
-    """Return cubic B-spline weights (len(x), k) at positions for control points every `scale` mm.
+    """Return cubic B-spline weights (len(x), k) at positions for equally spaced control points.
 
     Args:
         x: positions in mm.

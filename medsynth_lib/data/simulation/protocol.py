@@ -4,7 +4,7 @@ Known: the acquisition parameters of both sites' T1 (a header or the publication
 relaxation times from the literature. Measured: how bright grey matter is beside white matter in the images there are, the
 source's inputs and T1 and the target's inputs. The literature is a prior (`fitted_relaxation`), not the truth.
 
-A Site is used for its ``field`` and ``sequences`` alone, never for its noise, coil field or gain.
+A Site is used for its `field` and `sequences` alone, never for its noise, coil field or gain.
 """
 
 import numpy as np
@@ -12,9 +12,13 @@ from scipy import ndimage
 from scipy.optimize import least_squares
 from sklearn.mixture import GaussianMixture
 
-from medsynth_lib.data.simulation.physics import CSF, GM, SEQUENCES, TISSUES, WM
+from medsynth_lib.data.simulation.physics import CSF, GM, SEQUENCES, TISSUES, WM, Sequence
+from medsynth_lib.data.simulation.scanner import Site
 
 VERSION = 1  # raise when the mathematics below changes: sweep cells of another version are not reused
+Relaxation = dict[str | tuple[str, float], np.ndarray]  # of `literature`
+Curve = tuple[np.ndarray, np.ndarray]  # x and y of a piecewise linear curve
+
 MAIN = (CSF, GM, WM)  # the tissues whose relaxation times are published; tumour's are assumptions
 LITERATURE_SD = 0.1  # of the logarithm of a relaxation time or proton density: how far the literature is trusted
 LEVEL_SD = 0.03  # of the logarithm of a measured level: noise, coil, partial volume
@@ -22,10 +26,15 @@ PURE_PERCENT = 15  # of the brain: voxels with the smallest gradients, hardly mi
 PURE_VOXELS = 40_000  # enough for a mixture of four Gaussians
 
 
-def literature(rng=None, error=0.0):
-    """Relaxation of CSF, grey and white matter: log of T1 and T2 (ms) by field strength, and of the proton density, each (3,).
+def literature(rng: np.random.Generator | None = None, error: float = 0.0) -> Relaxation:
+    """Return published relaxation of CSF, grey and white matter.
 
-    With ``rng`` and ``error`` every number gets an independent relative error: what if the literature is wrong?
+    Args:
+        rng: with it, every number gets an independent relative error: what if the literature is wrong?
+        error: standard deviation of that error.
+
+    Returns:
+        The logarithm of T1 and T2 (ms), by ("t1", field) and ("t2", field), and of the proton density, by "pd", each (3,).
     """
     table = {"pd": np.array([TISSUES[t].pd for t in MAIN])}
     for field in (1.5, 3.0):
@@ -35,18 +44,32 @@ def literature(rng=None, error=0.0):
     return {k: np.log(v) + np.log1p(noise[k]) for k, v in table.items()}
 
 
-def levels(relaxation, sequence, field):
-    """Magnitude of CSF and grey matter beside white matter, (3,), the last being 1, in one image."""
+def levels(relaxation: Relaxation, sequence: Sequence, field: float) -> np.ndarray:
+    """Return the magnitude of CSF, grey and white matter (3,) in one image; white matter is 1.
+
+    Args:
+        relaxation: of `literature` or `fitted_relaxation`.
+        sequence: what is measured.
+        field: in tesla, 1.5 or 3.0.
+    """
     values = (np.exp(relaxation[k]) for k in ("pd", ("t1", field), ("t2", field)))
     signal = np.abs(SEQUENCES[sequence.kind](*values, **sequence.settings))
     return signal / signal[-1]
 
 
-def measured_levels(volumes, seed=0):
-    """How bright grey matter is beside white matter in each contrast (c,), from images (c, x, y, z) of one site's subjects.
+def measured_levels(volumes: list[np.ndarray], seed: int = 0) -> np.ndarray:
+    """Measure how bright grey matter is beside white matter in each contrast.
 
-    Images in scanner units, zero outside the brain, the T2-weighted one at index -2 and FLAIR last. A mixture of four
-    Gaussians on the logarithms of the purest voxels: of its two heaviest components, the darker one in T2 is white matter.
+    A mixture of four Gaussians describes the logarithms of the purest voxels. Of its two heaviest components, the darker one in
+    T2 is white matter.
+
+    Args:
+        volumes: images (c, x, y, z) of one site's subjects in scanner units, 0 outside the brain, the T2-weighted one at index
+            -2 and FLAIR last.
+        seed: of the choice of voxels and of the mixture.
+
+    Returns:
+        Grey over white matter (c,).
     """
     pooled = np.concatenate([pure(v) / np.median(v[:, (v != 0).all(0)], 1)[:, None] for v in volumes], 1).T
     rng = np.random.default_rng(seed)
@@ -57,25 +80,35 @@ def measured_levels(volumes, seed=0):
     return grey / white
 
 
-def pure(volume):
-    """Values (c, voxels) of the brain voxels of (c, x, y, z) whose neighbourhood is flattest: one tissue, not two."""
+def pure(volume: np.ndarray) -> np.ndarray:
+    """Return values (c, voxels) of the brain voxels whose neighbourhood is flattest.
+
+    They hold one tissue, not two.
+
+    Args:
+        volume: images (c, x, y, z) of one subject, 0 outside the brain.
+    """
     inside = ndimage.binary_erosion((volume != 0).all(0))
     steepness = sum(ndimage.generic_gradient_magnitude(c / np.median(c[inside]), ndimage.sobel) for c in volume)
     return volume[:, inside & (steepness < np.percentile(steepness[inside], PURE_PERCENT))]
 
 
-def fitted_relaxation(prior, observations):
-    """Relaxation that agrees with the images and stays near the literature: the most probable one (MAP).
+def fitted_relaxation(prior: Relaxation, observations: list[tuple[Sequence, float, float]]) -> Relaxation:
+    """Find the relaxation that agrees with the images and stays near the literature (MAP).
 
-    ``observations``: list of (sequence, field, measured grey matter beside white matter). Errors of both are normal in the
-    logarithm, with LITERATURE_SD and LEVEL_SD. A contrast that hardly depends on a parameter leaves it at its prior.
+    Errors of both are normal in the logarithm, with `LITERATURE_SD` and `LEVEL_SD`. A contrast that hardly depends on a parameter
+    leaves it at its prior.
+
+    Args:
+        prior: of `literature`.
+        observations: (sequence, field in tesla, measured grey matter beside white matter).
     """
     keys = list(prior)
 
-    def unpack(shift):
+    def unpack(shift: np.ndarray) -> Relaxation:
         return {k: prior[k] + s for k, s in zip(keys, LITERATURE_SD * shift.reshape(len(keys), 3), strict=True)}
 
-    def residuals(shift):
+    def residuals(shift: np.ndarray) -> np.ndarray:
         relaxation = unpack(shift)
         misfit = [np.log(levels(relaxation, seq, field)[1] / level) / LEVEL_SD for seq, field, level in observations]
         return np.concatenate([shift, misfit])
@@ -83,18 +116,29 @@ def fitted_relaxation(prior, observations):
     return unpack(least_squares(residuals, np.zeros(3 * len(keys))).x)
 
 
-def protocol_curve(source, target, source_relaxation, target_relaxation):
-    """The T1 look of the source against the target's: two lists of intensities in units of white matter, to interpolate.
+def protocol_curve(source: Site, target: Site, source_relaxation: Relaxation, target_relaxation: Relaxation) -> Curve:
+    """Make the curve from the T1 look of the source to that of the target.
 
-    Points: no signal, CSF, grey matter, white matter, and on from there by proportion.
+    Its points are no signal, CSF, grey matter, white matter, and on from there by proportion.
+
+    Args:
+        source, target: scanners; their field and T1 sequence count.
+        source_relaxation, target_relaxation: of the tissues there.
+
+    Returns:
+        Two arrays of intensities in units of white matter, to interpolate.
     """
     x = levels(source_relaxation, source.sequences["t1"], source.field)
     y = levels(target_relaxation, target.sequences["t1"], target.field)
     return np.array([0, *x, 3 * x[-1]]), np.array([0, *y, 3 * y[-1]])
 
 
-def white_level(t1):
-    """Brightness of white matter in a T1 image (x, y, z), zero outside the brain: the brightest peak of its histogram."""
+def white_level(t1: np.ndarray) -> float:
+    """Return the brightness of white matter in a T1 image: the brightest peak of its histogram.
+
+    Args:
+        t1: (x, y, z), 0 outside the brain.
+    """
     values = t1[t1 > 0]
     top = np.percentile(values, 99.5)
     counts, edges = np.histogram(values, 100, (0, top))
@@ -106,7 +150,15 @@ def white_level(t1):
     return edges[peaks[-1]] + top / 200 if len(peaks) else np.percentile(values, 90)
 
 
-def map_t1(t1, curve):
-    """A source T1 (x, y, z) in scanner units in the target's look, in units of white matter; 0 stays 0."""
+def map_t1(t1: np.ndarray, curve: Curve) -> np.ndarray:
+    """Give a source T1 the look of the target.
+
+    Args:
+        t1: (x, y, z) in scanner units; 0 stays 0.
+        curve: of `protocol_curve`.
+
+    Returns:
+        float32 (x, y, z) in units of white matter.
+    """
     x, y = curve
     return np.interp(t1 / white_level(t1), x, y).astype(np.float32) * (t1 != 0)

@@ -144,7 +144,7 @@ CAUSES = {
 
 
 def mixed_site(site: Site, other: Site, *causes: str) -> Site:
-    """Take the named causes of domain shift from another site; the name, and so the noise, stays.
+    """Take causes of domain shift from another site; the name, and so the noise, stays.
 
     Raises:
         KeyError: for a cause that is not in `CAUSES`.

@@ -76,7 +76,7 @@ def grid_axes(shape: Sequence[int], spacing: float) -> Axes:
 
 
 def generator(seed: int, stream: str) -> np.random.Generator:
-    """Return a random stream a part of a subject, so that a changed part leaves the others alone."""
+    """Return a random stream a part: a changed part leaves the others alone."""
     return np.random.default_rng([seed, STREAMS[stream]])
 
 
@@ -183,7 +183,7 @@ def widen_ventricles(
 
 
 def draw_tumour(seed: int, spacing: float) -> dict:
-    """Draw position (MNI mm), size (mm) and look of a glioma, and the random stream of its outline."""
+    """Draw position (MNI mm), size (mm) and look of a glioma, and the stream of its outline."""
     rng = generator(seed, "tumour")
     centres = atlas(float(spacing)).tumour_centres
     core = rng.uniform(9, 19)

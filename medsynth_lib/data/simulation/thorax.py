@@ -5,6 +5,7 @@ Every structure is a signed distance in mm, positive inside, and a voxel takes t
 front, z to the head. Shapes and sizes are this course's own inventions in the range of anatomy, not a fitted atlas.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,13 +34,20 @@ HOUNSFIELD = dict(
 )
 MATERIALS = tuple(HOUNSFIELD)
 
+Body = dict[str, float]  # sizes of a subject in mm
+Tube = tuple[np.ndarray, np.ndarray, float]  # start (3), end (3) and radius in mm
+
 
 @dataclass(frozen=True)
 class Thorax:
-    """One inspiratory scan: ``hu`` float32 (x, y, z), voxel size ``spacing`` (3) in mm, and what is known about it.
+    """One inspiratory scan.
 
-    ``fractions`` (9, x, y, z) are the shares of MATERIALS in every voxel and sum to 1. ``truth`` holds lung_ml (with the
-    vessels inside), emphysema_percent of it, fat_ml, bone_ml, fev1pp (percent of predicted) and fev1_fvc.
+    Attributes:
+        hu: float32 (x, y, z).
+        spacing: voxel size (3) in mm.
+        fractions: shares (9, x, y, z) of `MATERIALS` in every voxel; they sum to 1.
+        truth: lung_ml (with the vessels inside), emphysema_percent of it, fat_ml, bone_ml, fev1pp (percent of predicted) and
+            fev1_fvc.
     """
 
     seed: int
@@ -49,7 +57,7 @@ class Thorax:
     truth: dict
 
     @property
-    def affine(self):
+    def affine(self) -> np.ndarray:
         """Voxel index to RAS millimetres."""
         affine = np.diag([*self.spacing, 1.0])
         affine[:3, 3] = [c - (n - 1) / 2 * s for c, n, s in zip(CENTRE, self.hu.shape, self.spacing, strict=True)]
@@ -57,9 +65,9 @@ class Thorax:
 
 
 class Canvas:
-    """The grid, the person's coordinates on it, and the materials painted so far; later paint covers earlier paint."""
+    """The grid, the subject's coordinates on it, and the materials painted; later paint covers earlier."""
 
-    def __init__(self, seed, shape):
+    def __init__(self, seed: int, shape: Sequence[int]):
         self.spacing = tuple(f / n for f, n in zip(FIELD_OF_VIEW, shape, strict=True))
         self.voxel = float(np.mean(self.spacing))
         self.axes = [c + (np.arange(n) - (n - 1) / 2) * s for c, n, s in zip(CENTRE, shape, self.spacing, strict=True)]
@@ -70,44 +78,58 @@ class Canvas:
         self.fractions = torch.zeros(len(MATERIALS), *shape)
         self.fractions[MATERIALS.index("air")] = 1
 
-    def field(self, rng, scale, channels=1):
-        """Unit-variance random field (channels, x, y, z); `random_field` covers the head, so its world is stretched."""
+    def field(self, rng: np.random.Generator, scale: float, channels: int = 1) -> torch.Tensor:
+        """Draw a random field (channels, x, y, z) of unit variance.
+
+        `random_field` covers the head, so its world is stretched.
+
+        Args:
+            rng: of the draw.
+            scale: correlation length in mm.
+            channels: independent fields.
+        """
         k = WORLD_MM / 480.0
         return random_field(rng, [k * a for a in self.axes], k * scale, channels)
 
-    def share(self, distance, low=0.0, high=np.inf):
-        """Share of a voxel whose distance lies between ``low`` and ``high``, taken as a cube of the mean size met face on.
+    def share(self, distance: torch.Tensor, low: float = 0.0, high: float = np.inf) -> torch.Tensor:
+        """Return the share of every voxel whose distance lies between two limits.
 
-        Right on average over where a surface lies between voxels; a slab along the grid may be off by a tenth of a voxel.
+        A voxel is taken as a cube of the mean size met face on. That is right on average over where a surface lies between
+        voxels. A slab along the grid may be off by a tenth of a voxel.
+
+        Args:
+            distance: to a surface (x, y, z) in mm.
+            low, high: limits in mm.
         """
         h = self.voxel
         return ((distance + h / 2).clamp(max=high) - (distance - h / 2).clamp(min=low)).clamp(min=0) / h
 
-    def paint(self, material, share):
-        """Cover ``share`` (0 to 1) of every voxel with a material."""
+    def paint(self, material: str, share: torch.Tensor) -> None:
+        """Cover a share (0 to 1) of every voxel with a material."""
         self.fractions *= 1 - share
         self.fractions[MATERIALS.index(material)] += share
 
-    def ml(self, *materials):
-        """Volume of materials in millilitres."""
+    def ml(self, *materials: str) -> float:
+        """Return the volume of materials in millilitres."""
         total = sum(self.fractions[MATERIALS.index(m)].sum(dtype=torch.float64) for m in materials)
         return float(total * np.prod(self.spacing) / 1000)
 
 
-def generator(seed, stream):
-    """One random stream per part of a person, so that changing one part leaves the others as they were."""
+def generator(seed: int, stream: str) -> np.random.Generator:
+    """Return a random stream a part: a changed part leaves the others alone."""
     return np.random.default_rng([seed, 7, STREAMS[stream]])
 
 
-def make_thorax(seed, shape=(64, 64, 64), noise=True):
-    """Simulate one chest CT over FIELD_OF_VIEW.
+def make_thorax(seed: int, shape: Sequence[int] = (64, 64, 64), noise: bool = True) -> Thorax:
+    """Simulate one chest CT over `FIELD_OF_VIEW`.
 
     Args:
-        seed: non-negative integer; the same seed is the same person on every grid.
-        shape: voxels; below about 48 along an axis ribs and vessels blur away.
+        seed: non-negative integer; the same seed is the same subject on every grid.
+        shape: voxels (x, y, z); below about 48 along an axis ribs and vessels blur away.
         noise: with the scanner's noise, or noise-free.
 
-    Returns a Thorax, with HU from -1024 up to those of dense bone, 550, and its noise.
+    Returns:
+        A chest with HU from -1024 up to those of dense bone, 550, and its noise.
     """
     person, canvas = draw_person(seed), Canvas(seed, shape)
     texture = canvas.field(generator(seed, "texture"), 12)[0]
@@ -141,8 +163,8 @@ def make_thorax(seed, shape=(64, 64, 64), noise=True):
     return Thorax(seed, hu.clamp(min=-1024).numpy(), canvas.spacing, canvas.fractions, truth)
 
 
-def draw_person(seed):
-    """Sizes in mm, drawn so that skin and lungs stay inside FIELD_OF_VIEW."""
+def draw_person(seed: int) -> Body:
+    """Draw sizes in mm, such that skin and lungs stay inside `FIELD_OF_VIEW`."""
     rng = generator(seed, "person")
     scale = float(np.exp(np.clip(rng.normal(0, 0.05), -0.08, 0.08)))
     width, depth, muscle = rng.uniform(118, 136), rng.uniform(88, 104), rng.uniform(7, 15)
@@ -161,15 +183,27 @@ def draw_person(seed):
     )
 
 
-def chest_wall(canvas, person, x, y, z, texture):
-    """Paint skin, fat and muscle; return the signed distance to the inner chest wall, negative in the cavity."""
+def chest_wall(
+    canvas: Canvas, person: Body, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, texture: torch.Tensor
+) -> torch.Tensor:
+    """Paint skin, fat and muscle.
+
+    Args:
+        canvas: to paint on.
+        person: of `draw_person`.
+        x, y, z: the subject's coordinates (x, y, z) in mm.
+        texture: a random field of unit variance.
+
+    Returns:
+        Signed distance to the inner chest wall in mm, negative in the cavity.
+    """
     u = ((person["apex"] - z) / 150).clamp(0, 1)
     profile = (1 - (1 - u) ** 2.6).clamp(min=1e-3).sqrt()
     a, b = person["width"] * profile, person["depth"] * (0.25 + 0.75 * profile)
     wall = (((x / a) ** 2 + (y / b) ** 2).sqrt() - 1) * (a * b).sqrt()
     shoulders = 1 + 0.1 * torch.sigmoid((z - 60) / 12)
 
-    def outline(mm, power=2.5):
+    def outline(mm: float, power: float = 2.5) -> torch.Tensor:
         p, q = (person["width"] + mm) * shoulders, person["depth"] + 0.9 * mm
         return (1 - ((x / p).abs() ** power + ((y + 8) / q).abs() ** power) ** (1 / power)) * min(
             person["width"] + mm, person["depth"] + mm
@@ -186,27 +220,31 @@ def chest_wall(canvas, person, x, y, z, texture):
     return wall
 
 
-def ball(x, y, z, centre, radii):
-    """Approximate signed distance to an ellipsoid."""
+def ball(
+    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, centre: Sequence[float], radii: Sequence[float]
+) -> torch.Tensor:
+    """Return the approximate signed distance to an ellipsoid in mm, positive inside."""
     r = [(c - m) / s for c, m, s in zip((x, y, z), centre, radii, strict=True)]
     return (1 - (r[0] ** 2 + r[1] ** 2 + r[2] ** 2).sqrt()) * min(radii)
 
 
-def capsule(x, y, z, start, end, radius):
-    """Signed distance to a straight tube with round ends."""
+def capsule(
+    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, start: Sequence[float], end: Sequence[float], radius: float
+) -> torch.Tensor:
+    """Return the signed distance to a straight tube with round ends in mm, positive inside."""
     p = torch.stack([c - s for c, s in zip((x, y, z), start, strict=True)])
     d = torch.tensor(end, dtype=torch.float32) - torch.tensor(start, dtype=torch.float32)
     t = (torch.tensordot(d, p, 1) / (d @ d)).clamp(0, 1)
     return radius - (p - t * d[:, None, None, None]).square().sum(0).sqrt()
 
 
-def hilum(side):
-    """Where vessels and bronchus enter a lung; side 1 is the right lung."""
+def hilum(side: int) -> np.ndarray:
+    """Return where vessels and bronchus enter a lung; side 1 is the right lung."""
     return np.array([side * 32.0, -8.0, 12.0 if side > 0 else 16.0])
 
 
-def mediastinum(person, x, y, z):
-    """Signed distance to heart, great vessels and oesophagus together."""
+def mediastinum(person: Body, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Return the signed distance to heart, great vessels and oesophagus, positive inside."""
     h, cos, sin = person["heart"], 0.766, 0.643  # the heart's axis is turned by 40 degrees to the left
     u, v = cos * (x + 20) - sin * (y - 22), sin * (x + 20) + cos * (y - 22)
     heart = ball(u, v, z, (0, 0, -62 - 0.5 * person["inflation"]), (62 * h, 43 * h, 56 * h))
@@ -227,13 +265,25 @@ def mediastinum(person, x, y, z):
     return torch.stack(parts).amax(0)
 
 
-def dome(side, x, y, person):
-    """Height (mm) of the diaphragm's dome under a lung; the liver lifts the right one by 9 mm."""
+def dome(side: int, x: torch.Tensor, y: torch.Tensor, person: Body) -> torch.Tensor:
+    """Return the height (mm) of the diaphragm's dome under a lung.
+
+    The liver lifts the right one by 9 mm.
+    """
     rise = 54 * (1 - ((x - side * 58) / 84) ** 2 - ((y - 8) / 92) ** 2)
     return rise - 112 - person["inflation"] + (9 if side > 0 else 0)
 
 
-def abdomen(canvas, wall, x, y, z, domes, person, texture):
+def abdomen(
+    canvas: Canvas,
+    wall: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    domes: list[torch.Tensor],
+    person: Body,
+    texture: torch.Tensor,
+) -> None:
     """Paint liver, other organs and the stomach's gas below the diaphragm."""
     below = torch.where(x > 0, domes[0], domes[1]) - z
     region = canvas.share(-wall) * canvas.share(below)
@@ -244,27 +294,43 @@ def abdomen(canvas, wall, x, y, z, domes, person, texture):
     canvas.paint("air", canvas.share(gas) * canvas.share(below - 5))
 
 
-def lung(side, x, y, z, wall, diaphragm, person):
-    """Signed distance to one lung: between chest wall, mediastinum and diaphragm."""
+def lung(
+    side: int,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    wall: torch.Tensor,
+    diaphragm: torch.Tensor,
+    person: Body,
+) -> torch.Tensor:
+    """Return the signed distance to one lung: between chest wall, mediastinum and diaphragm."""
     back = torch.exp(-(((y + person["depth"] - 12) / 24) ** 2))
     medial = 17 + 10 * back + 3 * torch.sigmoid((z + 20) / 20) - 9 * torch.sigmoid((y - 35) / 12)
     return torch.minimum(torch.minimum(-wall - 2.5, side * x - medial), (z - diaphragm) * 0.8)
 
 
-def bone(canvas, outline, shell=1.6):
-    """Paint one bone from the share of its outline at a given inset (mm): a cortical shell around marrow."""
+def bone(canvas: Canvas, outline: Callable[[float], torch.Tensor], shell: float = 1.6) -> None:
+    """Paint one bone: a cortical shell around marrow.
+
+    Args:
+        canvas: to paint on.
+        outline: gives the share of every voxel inside the bone's outline at an inset in mm.
+        shell: thickness in mm.
+    """
     canvas.paint("cortical", outline(0.0))
     canvas.paint("marrow", outline(shell))
 
 
-def skeleton(canvas, person, x, y, z, wall):
+def skeleton(
+    canvas: Canvas, person: Body, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, wall: torch.Tensor
+) -> None:
     """Paint ribs with their cartilage, sternum, collar bones, shoulder blades and spine."""
     share, depth = canvas.share, person["depth"]
     phase = torch.remainder(z + 0.42 * y + 0.10 * (x.abs() - 60) + 300, 27.0) - 13.5
     level = share(person["apex"] + 6 - z) * share(x.abs() - 14)
     front = torch.sigmoid((y - 0.72 * depth) / 3)  # where a rib turns into cartilage
 
-    def rib(inset):
+    def rib(inset: float) -> torch.Tensor:
         return share(phase, -5.6 + inset, 5.6 - inset) * share(wall - 6.2, -4.2 + inset, 4.2 - inset) * level
 
     canvas.paint("cartilage", rib(0.0) * front)
@@ -283,7 +349,7 @@ def skeleton(canvas, person, x, y, z, wall):
     spine(canvas, x, y, z, depth)
 
 
-def spine(canvas, x, y, z, depth):
+def spine(canvas: Canvas, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, depth: torch.Tensor) -> None:
     """Paint vertebrae every 25 mm, their discs, arches and processes, and the canal."""
     share = canvas.share
     column = -depth + 15 - 6 * torch.cos(z / 70)  # the thoracic curve
@@ -300,7 +366,16 @@ def spine(canvas, x, y, z, depth):
     canvas.paint("soft", share(8 - behind))  # the spinal canal
 
 
-def fill_lungs(canvas, seed, person, inside, x, y, z, texture):
+def fill_lungs(
+    canvas: Canvas,
+    seed: int,
+    person: Body,
+    inside: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    texture: torch.Tensor,
+) -> None:
     """Paint parenchyma, emphysema and fissures."""
     canvas.paint("lung", inside)
     if person["emphysema"]:
@@ -316,8 +391,11 @@ def fill_lungs(canvas, seed, person, inside, x, y, z, texture):
     canvas.paint("soft", inside * canvas.share(horizontal, -0.5, 0.5) * (oblique > 0) * (x > 0))
 
 
-def trees(canvas, seed, person, lungs, inside):
-    """Paint the vessels of both lungs, windpipe and bronchi, each tree connected from its root to its tips."""
+def trees(canvas: Canvas, seed: int, person: Body, lungs: torch.Tensor, inside: torch.Tensor) -> None:
+    """Paint the vessels of both lungs, windpipe and bronchi.
+
+    Each tree is connected from its root to its tips.
+    """
     rng, s = generator(seed, "tree"), person["scale"]
     vessels, bronchi = [], []
     for side in (1, -1):
@@ -337,10 +415,20 @@ def trees(canvas, seed, person, lungs, inside):
     canvas.paint("air", canvas.share(tube))
 
 
-def lung_points(rng, canvas, lungs, side, count):
-    """At most ``count`` points (n, 3) in mm spread over one lung, at least 4 mm under its surface.
+def lung_points(rng: np.random.Generator, canvas: Canvas, lungs: torch.Tensor, side: int, count: int) -> np.ndarray:
+    """Draw points spread over one lung, at least 4 mm under its surface.
 
     Which draws are deep enough depends on the grid a little, so one seed grows almost the same tree on every grid.
+
+    Args:
+        rng: of the draw.
+        canvas: the grid.
+        lungs: signed distance to the lungs (x, y, z) in mm.
+        side: 1 is the right lung, -1 the left one.
+        count: at most so many points.
+
+    Returns:
+        Positions (n, 3) in mm.
     """
     low, high = (np.array([a[0] for a in canvas.axes]), np.array([a[-1] for a in canvas.axes]))
     half = np.array(FIELD_OF_VIEW) / 2
@@ -351,10 +439,14 @@ def lung_points(rng, canvas, lungs, side, count):
     return points[(depth > 4) & (side * points[:, 0] > 0)][:count]
 
 
-def grow(rng, root, tips, radius):
-    """Connect tips (n, 3) to a root, nearest first, each to the node that makes a short way; list of (start, end, radius).
+def grow(rng: np.random.Generator, root: np.ndarray, tips: np.ndarray, radius: Callable[[int], float]) -> list[Tube]:
+    """Connect tips to a root, nearest first, each to the node that makes a short way.
 
-    ``radius`` maps the number of tips behind a branch to mm: a power near 1/3, as Murray's law has it.
+    Args:
+        rng: of bends.
+        root: position (3) in mm.
+        tips: positions (n, 3) in mm.
+        radius: from the number of tips behind a branch to mm; a power near 1/3, as Murray's law has it.
     """
     nodes, way, parent = np.zeros((2 * len(tips) + 1, 3)), np.zeros(2 * len(tips) + 1), [-1]
     nodes[0], n = root, 1
@@ -373,11 +465,11 @@ def grow(rng, root, tips, radius):
     return [(nodes[parent[i]], nodes[i], radius(leaves[i])) for i in range(1, n)]
 
 
-def draw_tubes(canvas, tubes):
-    """Share (x, y, z) of every voxel filled by tubes (start, end, radius in mm), thinner than a voxel or not.
+def draw_tubes(canvas: Canvas, tubes: list[Tube]) -> torch.Tensor:
+    """Return the share (x, y, z) of every voxel that tubes fill, thinner than a voxel or not.
 
-    Each tube is a dense bundle of points that carry its volume, laid in a sunflower pattern over its cross-section and
-    shared among the eight nearest voxels: a thin tube becomes a faint, unbroken line of the right volume.
+    Each tube is a dense bundle of points that carry its volume, laid in a sunflower pattern over its cross-section and shared
+    among the eight nearest voxels. So a thin tube becomes a faint, unbroken line of the right volume.
     """
     start, end, radius = (np.array(part, np.float64) for part in zip(*tubes, strict=True))
     h = min(canvas.spacing)
@@ -399,8 +491,17 @@ def draw_tubes(canvas, tubes):
     return deposit(points, volume, canvas)
 
 
-def deposit(points, volume, canvas):
-    """Share point volumes (in voxels) among their eight nearest voxel centres; (x, y, z), at most 1."""
+def deposit(points: np.ndarray, volume: np.ndarray, canvas: Canvas) -> torch.Tensor:
+    """Share point volumes among their eight nearest voxel centres.
+
+    Args:
+        points: positions (n, 3) in mm.
+        volume: of each point, in voxels (n).
+        canvas: the grid.
+
+    Returns:
+        Share of every voxel (x, y, z), at most 1.
+    """
     shape = np.array(canvas.fractions.shape[1:])
     index = (points - [a[0] for a in canvas.axes]) / canvas.spacing
     base = np.floor(index).astype(int)
@@ -413,11 +514,13 @@ def deposit(points, volume, canvas):
     return torch.from_numpy(total.reshape(shape)).float().clamp(max=1)
 
 
-def lung_function(seed, emphysema_percent):
-    """Spirometry that falls with emphysema; THE COEFFICIENTS ARE INVENTED, for exercises only.
+def lung_function(seed: int, emphysema_percent: float) -> dict[str, float]:
+    """Draw spirometry that falls with emphysema.
 
-    fev1pp = 102 - 1.35 e + N(0, 11), percent of predicted, kept in 15 to 135; fev1_fvc = 0.79 - 0.0095 e + N(0, 0.045),
-    kept in 0.22 to 0.90; e is the percentage of emphysema.
+    THE COEFFICIENTS ARE INVENTED, for exercises only.
+
+    fev1pp = 102 - 1.35 e + N(0, 11), percent of predicted, kept in 15 to 135; fev1_fvc = 0.79 - 0.0095 e + N(0, 0.045), kept in
+    0.22 to 0.90; e is the percentage of emphysema.
     """
     rng = generator(seed, "lung function")
     fev1pp = np.clip(102 - 1.35 * emphysema_percent + rng.normal(0, 11), 15, 135)
@@ -425,8 +528,11 @@ def lung_function(seed, emphysema_percent):
     return dict(fev1pp=float(fev1pp), fev1_fvc=float(ratio))
 
 
-def hounsfield(canvas, person, y, z, texture):
-    """Noise-free HU: the mixture of materials, with lung denser below (the back of a lying person) and uneven tissue."""
+def hounsfield(canvas: Canvas, person: Body, y: torch.Tensor, z: torch.Tensor, texture: torch.Tensor) -> torch.Tensor:
+    """Return noise-free HU (x, y, z): the mixture of materials.
+
+    Lung is denser below, as in the back of a lying person, and tissue is uneven.
+    """
     hu = torch.tensordot(torch.tensor(list(HOUNSFIELD.values())), canvas.fractions, 1)
     part = dict(zip(MATERIALS, canvas.fractions, strict=True))
     hu += part["lung"] * (12 * texture - 0.25 * y - 0.06 * z - 1.2 * person["inflation"])
