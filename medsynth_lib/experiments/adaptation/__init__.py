@@ -6,5 +6,7 @@
 - `study`: all of these for one seed, and how a model is adapted.
 - `methods`: every row of the comparison, by name.
 - `runner`: score a row; `cells`: the sweep over directions and seeds; `comparison`: what its table says.
-- `rescan`: simulated subjects scanned again; `own_volumes`: the method on a folder of your own.
+- `rescan`: simulated subjects scanned again; `shift_causes`: what each cause of the shift costs; `tasks`: Fig. 1.
+- `loss_preferences`: which volumes the latent loss prefers; `sensitivity`: wrong relaxation times and scanner settings.
+- `own_volumes`: the method on a folder of your own, of scans that `own_scans` reads; `doubt`: whether its map is worth anything.
 """
