@@ -42,7 +42,7 @@ def tumour_slice(sample: Mapping[str, torch.Tensor]) -> int:
     Returns:
         The slice number; without a tumour, the middle of the volume.
     """
-    tumour = np.argwhere(np.asarray(sample["seg"][0]) > 0) if "seg" in sample else ()
+    tumour = np.argwhere(np.asarray(sample["seg"][0]) > 0) if "seg" in sample else np.empty((0, 3))
     return int(np.median(tumour[:, 2])) if len(tumour) else sample["y"].shape[-1] // 2
 
 
@@ -111,7 +111,7 @@ def slice_grid(
                 axis.set_title(column_names[j], fontsize=9)
             if j >= len(row) or row[j] is None:
                 continue
-            low, high = (0, np.percentile(row[j][row[j] > 0], 99.7)) if window == "own" else window
+            low, high = (0, np.percentile(row[j][row[j] > 0], 99.7)) if isinstance(window, str) else window
             picture = axis.imshow(row[j], origin="lower", cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
     if colour_label:
         figure.colorbar(picture, ax=axes, aspect=12 * n_rows, label=colour_label)

@@ -80,7 +80,7 @@ def sample_by_slabs(common: nn.Module, high: nn.Module, z: Tensor, slices: int =
     for s in starts:
         groups = inner(s)[:, :, 1:-1].unflatten(1, (norm.num_groups, -1)).flatten(2).double()
         count, total, squares = count + groups.shape[2], total + groups.sum(2), squares + groups.square().sum(2)
-    mean = total / count
+    mean: Tensor = total / count
     deviation = (squares / count - mean.square() + norm.eps).sqrt()
     return torch.cat([outer(s) for s in starts], 2)
 

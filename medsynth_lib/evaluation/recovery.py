@@ -212,7 +212,7 @@ def structure_dice(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
     Returns:
         Dice by name; nan for what is in neither volume.
     """
-    masks = {name: (STRUCTURES.index(name),) for name in STRUCTURES[1:]}
+    masks: dict[str, tuple[int, ...]] = {name: (STRUCTURES.index(name),) for name in STRUCTURES[1:]}
     masks |= {name: tuple(map(STRUCTURES.index, parts)) for name, parts in GROUPS.items()}
     return {name: dice(np.isin(labels, index), np.isin(truth, index)) for name, index in masks.items()}
 

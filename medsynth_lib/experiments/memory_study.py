@@ -15,6 +15,7 @@ from medsynth_lib.profiling.networks import baseline, hagan, unsupervised
 from medsynth_lib.profiling.planner import TIGHT
 from medsynth_lib.profiling.report import GIB, MIB, Report, make_report
 from medsynth_lib.settings import notebooks_folder
+from medsynth_lib.training.hagan import HAGAN
 from medsynth_lib.training.loop import Algorithm
 
 Made = TypeVar("Made")
@@ -188,7 +189,7 @@ def lever_table(ladder: dict[str, Report], predictions: dict[str, float | None])
     table["largest layer"] = [report.largest_layer() for report in added]
     for part in ("activations", "temporaries", "gradients"):
         table[f"{part} (MiB)"] = [round(report.parts[part] / MIB) for report in added]
-    table["largest part"] = [max(report.parts, key=report.parts.get) for report in added]
+    table["largest part"] = [max(report.parts, key=lambda part: report.parts[part]) for report in added]
     return table
 
 
@@ -197,7 +198,7 @@ def levers_save(ladder: dict[str, Report]) -> pd.Series:
     return -100 * pd.Series({name: papers_peak(report) for name, report in ladder.items()}).pct_change().iloc[1:]
 
 
-def one_volume(use: str, algorithm: Algorithm) -> Training:
+def one_volume(use: str, algorithm: HAGAN) -> Training:
     """Train, encode or generate with one volume, as a Training whose step does it.
 
     Args:
@@ -224,7 +225,7 @@ def fastest_seconds(training: Training, repeats: int) -> float:
     return min(took[1:])
 
 
-def cost_table(make: Callable[[int], Algorithm], sizes: Sequence[int], repeats: int) -> pd.DataFrame:
+def cost_table(make: Callable[[int], HAGAN], sizes: Sequence[int], repeats: int) -> pd.DataFrame:
     """Measure what one volume costs in training, encoding and generation.
 
     Args:
@@ -238,7 +239,7 @@ def cost_table(make: Callable[[int], Algorithm], sizes: Sequence[int], repeats: 
     rows, models = [], {size: make(size) for size in sizes}
     for use in ("training", "encoding", "generation"):
         for size in sizes:
-            parts = account(lambda use=use, size=size: one_volume(use, make(size))).parts
+            parts = account(lambda use=use, size=size: one_volume(use, make(size))).parts  # type: ignore[misc]
             used = sum(v for part, v in parts.items() if part not in ("parameters", "optimiser state"))
             seconds = fastest_seconds(one_volume(use, models[size]), repeats)
             rows.append({"use": use, "S": size, "seconds": seconds, "bytes": used})

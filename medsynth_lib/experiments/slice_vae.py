@@ -39,7 +39,8 @@ def short_settings(settings: Lesson03Settings, seed: int, **changes: Any) -> Sli
         changes: to the slice-VAE's settings.
     """
     width = max(16, settings.svae.width // 2)
-    return replace(settings.svae, **(dict(seed=seed, width=width, slices="random 16") | changes))
+    short: dict[str, Any] = dict(seed=seed, width=width, slices="random 16")
+    return replace(settings.svae, **(short | changes))
 
 
 def train_short(settings: SliceVAESettings, train: Sequence, tune: Sequence, steps: int) -> tuple[nn.Module, pd.Series]:
@@ -173,7 +174,8 @@ def open_data(settings: Lesson03Settings) -> Data:
     lesson = SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="03")
     manifest = lesson_manifest(lesson)
     contract = lesson_contract(lesson, manifest)
-    return tuple(volumes(manifest, contract, SITE, split).preload() for split in ("train", "tune"))
+    train, tune = (volumes(manifest, contract, SITE, split).preload() for split in ("train", "tune"))
+    return train, tune
 
 
 def run_case(settings: Lesson03Settings, case: str, seed: int, data: Data) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from medsynth_lib import settings as lessons
-from medsynth_lib.data.preparation.contract import Contract
+from medsynth_lib.data.preparation.contract import Contract, SavedContract
 from medsynth_lib.data.preparation.cubes import CubeContract
 from medsynth_lib.experiments.computer import compiles, default_fabric, environment, precision
 from medsynth_lib.experiments.memory_advice import with_advice
@@ -41,7 +41,7 @@ class Kind:
     settings: type[TrainingSettings]
     build: Callable[[Any], Algorithm]  # of its settings
     version: int  # of its mathematics
-    contract: type = Contract  # by which its data are prepared
+    contract: type[SavedContract] = Contract  # by which its data are prepared
 
 
 KINDS = (
@@ -73,8 +73,8 @@ class Trained:
     """
 
     networks: dict[str, nn.Module]
-    settings: TrainingSettings
-    contract: Contract | CubeContract
+    settings: Any  # TrainingSettings of its algorithm
+    contract: Any  # Contract, or CubeContract of single volumes
     history: pd.DataFrame
     environment: dict[str, Any]
     folder: Path

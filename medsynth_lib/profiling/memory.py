@@ -175,7 +175,8 @@ def partial_of(function: Callable, arguments: Mapping[str, Any]) -> Callable:
     def build(**given):
         return function(**arguments, **given)
 
-    build.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in asked])
+    signature = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in asked])
+    build.__signature__ = signature  # type: ignore[attr-defined]
     return build
 
 

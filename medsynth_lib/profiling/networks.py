@@ -60,7 +60,8 @@ def baseline(
         fused: up-sampling and convolution of the generator in one, as in HA-GAN's lean form.
     """
     given = {k: v for k, v in dict(latent=latent, width=width, widest=widest).items() if v is not None}
-    algorithm = ALGORITHMS[name](settings_class(name)(size=size, **given))
+    kind: Any = settings_class(name)
+    algorithm = ALGORITHMS[name](kind(size=size, **given))
     if fused:
         fuse_up_sampling(algorithm.networks["G"])
     return algorithm

@@ -273,5 +273,5 @@ def settings_class(algorithm: str) -> type[TrainingSettings]:
     return found[algorithm]
 
 
-def _subclasses(cls: type) -> list[type]:
+def _subclasses(cls: type[TrainingSettings]) -> list[type[TrainingSettings]]:
     return [each for sub in cls.__subclasses__() for each in (sub, *_subclasses(sub))]

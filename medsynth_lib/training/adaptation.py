@@ -89,7 +89,7 @@ class Adaptation(Algorithm):
         generator: the source site's trained synthesiser; it is changed in place.
     """
 
-    reads = ("x", "y", "mask", "target_x", "target_mask", "index")
+    reads: tuple[str, ...] = ("x", "y", "mask", "target_x", "target_mask", "index")
 
     def __init__(self, settings: TrainingSettings, generator: nn.Module) -> None:
         self.settings = settings

@@ -26,6 +26,8 @@ class Course(Adaptation):
         reads: keys of a sample.
     """
 
+    settings: AdaptationSettings
+
     def __init__(
         self,
         settings: AdaptationSettings,
@@ -36,7 +38,7 @@ class Course(Adaptation):
         reads: Sequence[str] = Adaptation.reads,
     ) -> None:
         super().__init__(settings, generator)
-        self.encoder, self.svae, self.reads = encoder, svae, reads
+        self.encoder, self.svae, self.reads = encoder, svae, tuple(reads)
         if encoder is not None:
             encoder.requires_grad_(False).eval()
             self.prior = aggregate(*bank)

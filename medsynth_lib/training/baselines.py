@@ -121,7 +121,9 @@ class WGAN(Algorithm):
         """
         x = batch["x"]
         scores = {"d_real": self.score(x).mean()}
-        return scores | ({"recovery_l1": F.l1_loss(self.recover(x), x)} if "E" in self.networks else {})
+        if "E" in self.networks:  # a subclass with an encoder has `recover`
+            scores["recovery_l1"] = F.l1_loss(self.recover(x), x)  # type: ignore[attr-defined]
+        return scores
 
 
 class AlphaGAN(WGAN):

@@ -66,7 +66,7 @@ class HAGAN(Algorithm):
     """
 
     settings: HAGANSettings
-    reads = ("x",)
+    reads: tuple[str, ...] = ("x",)
 
     def __init__(self, settings: HAGANSettings) -> None:
         self.settings, self.size = settings, settings.size

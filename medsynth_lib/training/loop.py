@@ -8,7 +8,7 @@ never stopped.
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -246,7 +246,7 @@ def read_batch(
     return default_collate([{k: sample[k] for k in reads} for sample in samples])
 
 
-def read_ahead(read: Callable[[int], Any], start: int, end: int) -> Iterator:
+def read_ahead(read: Callable[[int], Any], start: int, end: int) -> Generator[Any, None, None]:
     """Yield read(step) for start <= step < end, each read by a second thread one step ahead."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(read, start) if start < end else None

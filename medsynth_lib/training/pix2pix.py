@@ -35,7 +35,7 @@ class Pix2Pix(Algorithm):
     and intensity (probabilities of the two kinds of augmentation).
     """
 
-    reads = ("x", "y", "mask")  # of a sample
+    reads: tuple[str, ...] = ("x", "y", "mask")  # of a sample
 
     def __init__(self, settings: Pix2PixSettings, generator=None):
         if settings.loss not in ("l1", "gan"):

@@ -28,7 +28,7 @@ def regions(seg):
 class Segmenter(Algorithm):
     """SegResNet with ``width`` filters, four inputs and three sigmoid outputs (WT, TC, ET); halved twice."""
 
-    reads = ("x", "mask", "seg")
+    reads: tuple[str, ...] = ("x", "mask", "seg")
 
     def __init__(self, settings: SegmenterSettings):
         self.settings = settings

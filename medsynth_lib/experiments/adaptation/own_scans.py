@@ -160,10 +160,10 @@ def read_scanners(path: Path | str) -> dict[str, Site]:
 
 def read_scanner(name: str, values: dict) -> Site:
     """Make one scanner of its values in the file; an unknown field or sequence fails here, not after the training."""
-    sequences = [Sequence(kind, times) for kind, times in (split_kind(values[m]) for m in ("t1", "t2", "flair"))]
+    t1, t2, flair = (Sequence(*split_kind(values[contrast])) for contrast in ("t1", "t2", "flair"))
     width = (1, 1, float(values["slice_mm"]))
-    site = scanner_site(name, float(values["field"]), *sequences, width, width, (1, 1, 1), noise=0, bias=0)
-    for sequence in sequences:
+    site = scanner_site(name, float(values["field"]), t1, t2, flair, width, width, (1, 1, 1), noise=0, bias=0)
+    for sequence in (t1, t2, flair):
         protocol.levels(protocol.literature(), sequence, site.field)
     return site
 

@@ -66,7 +66,7 @@ def adapt_folder(
         kind = trained.settings.algorithm
         raise DataError(f"{model}: a model of kind {kind!r}; give the folder of a pix2pix generator.")
     contract, targets = trained.contract, target_scans(Path(target), trained.contract)
-    pairs = source_scans(source and Path(source), contract, settings)
+    pairs = source_scans(Path(source) if source else None, contract, settings)
     both = Manifest(pd.concat([pairs.table, targets.table], ignore_index=True), Path(target))
     known = read_scanners(scanners) if scanners else simulated_scanners()
     direction = Direction(both, contract, "source", "target", known)

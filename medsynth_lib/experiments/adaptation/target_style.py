@@ -63,8 +63,8 @@ class TargetStyle:
     def thickened(self, samples: Sequence[Sample]) -> list[torch.Tensor]:
         """Return inputs (c, x, y, z) of source samples with slices as thick as the target's."""
         d = self.direction
-        thickness = [d.scanners[site].fwhm["t2"][2] for site in (d.source, d.target)]
-        return [appearance.thicker_slices(s["x"], s["mask"], *thickness, d.contract.spacing[2]) for s in samples]
+        own, wanted = (d.scanners[site].fwhm["t2"][2] for site in (d.source, d.target))
+        return [appearance.thicker_slices(s["x"], s["mask"], own, wanted, d.contract.spacing[2]) for s in samples]
 
     @cached_property
     def missing_noise(self) -> np.ndarray:
