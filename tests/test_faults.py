@@ -4,6 +4,7 @@ The cache's own faults are in test_volume_cache.py, the downloader's in test_dow
 """
 
 import ast
+import dataclasses
 import os
 import pickle
 import signal
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from medsynth_lib.data.simulation.dataset import simulated_dataset, simulated_thoraxes
 from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.files import DataError
+from medsynth_lib.settings import Pix2PixSettings
 from medsynth_lib.training.checkpoint import load_checkpoint
 
 REPO = Path(__file__).parents[1]
@@ -136,15 +138,12 @@ class Bomb:
 @pytest.fixture
 def artefact(tmp_path):
     """A saved artefact of a tiny generator."""
-    recipe = dict(algorithm="pix2pix", width=8, loss="l1", learning_rate=1e-3, constant_until=0.3, decay_until=0.8)
-    recipe |= dict(
-        final_learning_rate=1e-4, spatial=0.0, intensity=0.0, steps=1, batch_size=1, validate_every=1, seed=0
-    )
+    settings = Pix2PixSettings(width=8, loss="l1", steps=1, validate_every=1)
     folder = tmp_path / "artefact"
-    algorithm = artefacts.ALGORITHMS["pix2pix"][0](recipe)
+    algorithm = artefacts.ALGORITHMS["pix2pix"].build(settings)
     folder.mkdir()
     (folder / "history.csv").write_text("step,tune_l1\n1,0.1\n")
-    artefacts.save(folder, algorithm, recipe, artefacts.Contract(), torch.device("cpu"), 1.0)
+    artefacts.save(folder, algorithm, artefacts.Contract(), dict(device="CPU"))
     artefacts.load(folder, "cached")
     return folder
 
@@ -188,11 +187,11 @@ def test_another_version_is_another_artefact(monkeypatch, tmp_path):
 
     manifest = simulated_dataset(dict(train=1, tune=1), (24, 24, 20), 8.0, sites=("A",), folder=tmp_path)
     train, tune = (volumes(manifest, Contract(), "SIMA", split) for split in ("train", "tune"))
-    recipe = dict(algorithm="pix2pix", steps=1)
-    now = artefacts.artefact_key(recipe, train, tune)
-    make_it, version = artefacts.ALGORITHMS["pix2pix"]
-    monkeypatch.setitem(artefacts.ALGORITHMS, "pix2pix", (make_it, version + 1))
-    assert artefacts.artefact_key(recipe, train, tune) != now
+    settings = Pix2PixSettings(steps=1)
+    now = artefacts.artefact_key(settings, train, tune)
+    kind = artefacts.ALGORITHMS["pix2pix"]
+    monkeypatch.setitem(artefacts.ALGORITHMS, "pix2pix", dataclasses.replace(kind, version=kind.version + 1))
+    assert artefacts.artefact_key(settings, train, tune) != now
 
 
 def sources():

@@ -84,9 +84,9 @@ def test_too_few_subjects_or_sites_are_named():
         site_pair(manifest)
 
 
-WIDTH = load_settings("02", "lesson").width  # lesson 04's models are narrower, and only start there
+WIDTH = load_settings("02", "lesson").pix2pix.width  # lesson 04's models are narrower, and only start there
 MODELS = sorted((notebooks_folder() / "pretrained").glob("pix2pix-*"))
-SHIPPED = [path for path in MODELS if load(path, "shipped").recipe["width"] == WIDTH]
+SHIPPED = [path for path in MODELS if load(path, "shipped").settings.width == WIDTH]
 
 
 def test_two_models_ship_and_are_small():
@@ -108,9 +108,7 @@ def test_shipped_model_fits_the_profile_and_beats_the_baselines(folder, tmp_path
     """In its domain, on four test subjects: 3 dB above copying FLAIR, T2 or the mean T1, and its key is the lesson's."""
     lesson = open_lesson("02", "lesson", out_dir=tmp_path)
     model, s = load(folder, "shipped"), lesson.settings
-    assert {k: model.recipe[k] for k in ("width", "steps", "loss", "learning_rate")} == {
-        k: getattr(s, k) for k in ("width", "steps", "loss", "learning_rate")
-    }
+    assert all(getattr(model.settings, k) == getattr(s.pix2pix, k) for k in ("width", "steps", "loss", "learning_rate"))
     manifest = simulated_dataset(dict(train=4, test=4), tuple(s.shape), s.spacing, folder=tmp_path / "data")
     model.require(lesson_contract(lesson, manifest))
     site = folder.name.split("-")[1]
