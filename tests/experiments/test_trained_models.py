@@ -15,6 +15,7 @@ from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.data.preparation.cubes import CubeContract
 from medsynth_lib.data.simulation.dataset import SEEDS, describe, describe_ct
 from medsynth_lib.experiments import trained_models
+from medsynth_lib.experiments.adaptation.sources import Sources
 from medsynth_lib.experiments.hagan import LABELLED, NAMES, TrainingSubjects
 from medsynth_lib.experiments.trained_models import ALGORITHMS, artefact_key, load, read_settings, save
 from medsynth_lib.settings import Pix2PixSettings, load_settings, notebooks_folder
@@ -79,6 +80,25 @@ def test_lessons_find_their_shipped_models(name, settings, train, tune):
     """By the lesson's own settings and simulated subjects, without simulating them."""
     folder = notebooks_folder() / "pretrained" / f"{name}-{artefact_key(settings, train, tune)}"
     assert read_settings(folder / "recipe.yaml") == settings
+
+
+@pytest.mark.parametrize("profile", ["quick", "lesson", "gpu", "paper"])
+def test_lessons_03_and_04_share_their_models(profile, monkeypatch):
+    """Settings, scans and contract make an artefact's key: equal here, so one s-VAE and one 3D VAE serve both lessons."""
+    one, two = (load_settings(number, profile) for number in ("03", "04"))
+    for key in ("sites", "shape", "spacing", "size", "normalisation", "svae", "vae3d"):
+        assert getattr(one, key) == getattr(two, key), key
+    assert all(one.counts[split] == two.counts[split] for split in ("train", "tune"))
+    calls = []
+
+    def train_or_load(name, settings, train, tune):
+        calls.append((name, settings))
+        return SimpleNamespace(networks={"vae": SimpleNamespace(encoder=None)})
+
+    monkeypatch.setattr("medsynth_lib.experiments.adaptation.sources.train_or_load", train_or_load)
+    models = Sources(SimpleNamespace(source="SIMA", train=(), tune=()), two, seed=5)
+    models.encoder(), models.encoder(two.vae3d)
+    assert calls == [("svae2d-SIMA", one.svae), ("svae3d-SIMA", one.vae3d)]  # as in lesson 03, with seed 0
 
 
 def test_every_shipped_folder_is_of_a_lesson():

@@ -11,12 +11,9 @@ from torch.distributions import Normal, kl_divergence
 
 from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_wasserstein
 from medsynth_lib.evaluation.slice_model import SliceModel
-from medsynth_lib.experiments import slice_vae as vae_study
-from medsynth_lib.experiments.adaptation import study as uda
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
 from medsynth_lib.models.svae import VAE, Conv3d, Decoder, Encoder, widths
-from medsynth_lib.settings import load_settings, notebooks_folder
-from medsynth_lib.training.loop import NonFiniteLoss
+from medsynth_lib.settings import notebooks_folder
 from medsynth_lib.training.svae import (
     SliceVAE,
     choose,
@@ -317,29 +314,6 @@ def test_a_deformed_head_is_another_one_of_the_same_brightness():
 # -- what is trained and shipped ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["quick", "lesson", "gpu", "paper"])
-def test_lessons_03_and_04_share_their_models(profile, monkeypatch):
-    """Recipe, scans and contract make an artefact's key: equal here, so one shipped s-VAE and one 3D VAE serve both lessons."""
-    one, two = (load_settings(number, profile) for number in ("03", "04"))
-    for key in ("sites", "shape", "spacing", "size", "normalisation", "svae", "vae3d"):
-        assert getattr(one, key) == getattr(two, key), key
-    assert all(one.counts[split] == two.counts[split] for split in ("train", "tune"))
-    calls = []
-
-    def train_or_load(name, recipe, train, tune):
-        calls.append((name, recipe))
-        raise InterruptedError
-
-    monkeypatch.setattr(uda, "train_or_load", train_or_load)
-    study = uda.Study(None, None, two, "SIMA", "SIMB")
-    study.train = study.tune = ()
-    for changes in ({}, two.vae3d):
-        with pytest.raises(InterruptedError):
-            study.vae(**changes)
-    recipe = dict(algorithm="svae", **one.svae, seed=0)  # as in lesson 03
-    assert calls == [("svae2d-SIMA", recipe), ("svae3d-SIMA", recipe | one.vae3d)]
-
-
 SHIPPED = sorted((notebooks_folder() / "pretrained").glob("svae*"))
 
 
@@ -355,96 +329,3 @@ def test_shipped_weights_are_small_and_good(folder):
     assert np.isfinite(psnr)
     if recipe["dims"] == 2 and recipe["norm"] == "batch":
         assert psnr >= 20  # lesson 03: below it the lesson would be about a weak encoder
-
-
-# -- longer comparisons of lesson 03 -------------------------------------------------------------------------------------------
-
-
-def test_scores_are_of_the_slices_that_a_model_knows():
-    """Against the same computation on slices cut by hand; nan where none of them shows a brain."""
-    torch.manual_seed(0)
-    recipe = RECIPE | dict(slices="first 8")
-    vae = VAE(16, width=16).eval()
-    t1, held_out = torch.rand(3, 1, 16, 16, 12), torch.rand(2, 1, 16, 16, 12)  # padded by two slices on either side
-    masks = torch.zeros(held_out.shape, dtype=torch.bool)
-    masks[:, :, 4:9, 5:11, 4:7] = True  # slices 6 to 8 of the padded volume: 6 and 7 are known
-    row, real, drawn = vae_study.known_slices(vae, recipe, t1, held_out, masks)
-    assert real.shape == drawn.shape == (2, 16, 16, 8)
-    assert torch.equal(real[..., 2:], held_out[:, 0, ..., :6]) and not real[..., :2].any()
-    errors = (t1.mean(0) - held_out)[masks & (torch.arange(12) < 6)]
-    assert np.isclose(row["mean_head"], -10 * np.log10(errors.square().mean()), atol=1e-4)
-    assert np.isclose(row["real_coherence"], neighbour_correlation(real))
-    assert np.isclose(row["coherence"], neighbour_correlation(drawn))
-    with torch.no_grad():
-        again = [vae.decoder(vae.encoder(v[0, ..., :6].movedim(-1, 0)[:, None])[0])[:, 0].movedim(0, -1) for v in held_out]
-    errors = (torch.stack(again) - held_out[:, 0, ..., :6])[masks[:, 0, ..., :6]]
-    assert np.isclose(row["psnr"], -10 * np.log10(errors.square().mean()), atol=1e-3)  # in evaluation mode slices are alone
-    assert 0 < row["floor"] and row["distance"] != row["floor"]
-    none = vae_study.known_slices(vae, recipe, t1, held_out, masks & (torch.arange(12) >= 6))[0]
-    assert np.isnan(list(none.values())).all() and none.keys() == row.keys()
-
-
-def test_spread_of_codes_is_of_all_slices():
-    torch.manual_seed(0)
-    vae, held_out = VAE(16, width=16).eval(), torch.rand(2, 1, 16, 16, 16)
-    found = vae_study.spread_of_codes(vae, RECIPE | dict(slices="first 4"), held_out)
-    with torch.no_grad():
-        mean, log_variance = vae.encoder(held_out[:, 0].movedim(-1, 1).flatten(0, 1)[:, None])
-    q = Normal(mean, (log_variance / 2).exp())
-    assert np.isclose(found["kl"], kl_divergence(q, Normal(0.0, 1.0)).flatten(1).sum(1).mean(), rtol=1e-4)
-    assert np.isclose(found["sigma"], q.stddev.mean(), rtol=1e-5)
-
-
-def test_a_training_that_diverges_leaves_a_row(tmp_path, monkeypatch):
-    def diverge(*_):
-        raise NonFiniteLoss("loss is nan at step 3")
-
-    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
-    monkeypatch.setattr(vae_study, "notebooks_folder", lambda: tmp_path)
-    monkeypatch.setattr(vae_study, "train_short", diverge)
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    assert vae_study.run_cell("quick", "all", 0) and not vae_study.run_cell("quick", "all", 0)
-    row = vae_study.finished(load_settings("03", "quick"), "all", 0)
-    assert np.isnan(row["psnr"]) and "step 3" in row["note"]
-
-
-def test_longer_trainings_are_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
-    monkeypatch.setattr(vae_study, "notebooks_folder", lambda: tmp_path)
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    (tmp_path / "sweeps").mkdir(exist_ok=True)
-    monkeypatch.setattr(vae_study, "known_slices", lambda *a: ({"psnr": 1.0}, None, None))
-    monkeypatch.setattr(vae_study, "spread_of_codes", lambda *a: {"kl": 2.0})
-    settings, trained = load_settings("03", "quick"), []
-    assert vae_study.merge(settings, "lesson").empty and vae_study.load().empty  # stopped before the first was done
-
-    def train(recipe, train, tune, steps):
-        trained.append((recipe["loss"], recipe["slices"], steps))
-        return None, None
-
-    monkeypatch.setattr(vae_study, "train_short", train)
-    last = list(vae_study.cases(settings))[-1]
-    for case in ("loss reversed", last, "loss reversed"):
-        vae_study.run_cell("quick", case, 0)
-    steps = settings.sweep_steps
-    assert trained == [("reversed", "random 16", steps), ("elbo", "spread 2", 16 * steps)]  # 16 x 2 slices: all 32
-    table = vae_study.merge(settings, "lesson")
-    assert table["case"].tolist() == ["loss reversed", last]
-    for path in (tmp_path / "sweeps" / "svae").iterdir():
-        path.unlink()
-    assert not vae_study.run_cell("quick", last, 0) and len(trained) == 2  # the committed table counts, too
-    assert len(vae_study.merge(settings, "lesson")) == 2
-    assert vae_study.finished(load_settings("03", "quick", {"sweep_steps": 3}), last, 0) is None
-
-
-def test_the_committed_trainings_are_of_todays_settings():
-    """No row twice, none of other settings; what lesson 03 compares over B has every seed."""
-    table, settings = vae_study.load(), load_settings("03", "lesson")
-    assert not table.duplicated(["case", "seed"]).any()
-    keys = [vae_study.cell_key(settings, case, seed) for case, seed in zip(table["case"], table["seed"], strict=True)]
-    assert list(table["key"]) == keys and (table["steps"] == settings.sweep_steps).all()
-    seeds = table.groupby("case")["seed"].nunique()
-    least, *larger = (b for b in settings.batch_sizes if b < settings.svae["size"])
-    compared = ["all", f"spread {least}", *(f"{how} {b}" for how in ("first", "spread") for b in larger)]
-    assert (seeds[compared] == len(settings.sweep_seeds)).all()
-    assert table.set_index("case").loc[compared, ["psnr", "mean_head", "distance", "coherence"]].notna().all().all()

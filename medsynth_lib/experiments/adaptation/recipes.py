@@ -79,18 +79,19 @@ def paper_text(study: Study, latent: Latent | None, **changes: Any) -> Predictor
     return fit(study, algorithm, SourceAndTarget(study.direction.train, study.direction.adapt, paired=True))
 
 
-def paper_code(study: Study, latent: Latent, **changes: Any) -> Predictor:
+def paper_code(study: Study, latent: Latent | None, **changes: Any) -> Predictor:
     """Adapt the source model as the paper's public code does, for as many steps as the course's recipe.
 
     Args:
         study: data and models.
-        latent: encoder and settings of a slice-VAE.
+        latent: of the second update; None makes its gradient zero.
         changes: to `PaperCodeSettings`.
     """
     lesson = study.settings
     settings = replace(PaperCodeSettings(width=lesson.pix2pix.width, steps=lesson.adaptation.steps), **changes)
     torch.manual_seed(study.seed)  # of the discriminator's first weights
-    algorithm = PaperCode(settings, starting_point(study), copy.deepcopy(latent.encoder), latent.settings)
+    given = (copy.deepcopy(latent.encoder), latent.settings) if latent else ()
+    algorithm = PaperCode(settings, starting_point(study), *given)
     return fit(study, algorithm, SourceAndTarget(study.direction.train, study.direction.adapt, paired=True))
 
 
