@@ -36,19 +36,28 @@ class PaperCode(Pix2Pix):
     - single precision (there: half precision by autocast);
     - the number of steps and the width of D are settings (there: five epochs; 64).
 
+    Without an encoder the second update has a gradient of zero, and Adam moves on: the control that differs in the
+    latent loss alone.
+
     Args:
         settings: width of D, learning rate.
         generator: the source site's trained synthesiser; it is changed in place.
-        encoder, svae: a trained slice-VAE's encoder and settings (2D).
+        encoder, svae: a trained slice-VAE's encoder and settings (2D), or None.
     """
 
     reads = ("x", "y", "mask", "target_x")
 
     def __init__(
-        self, settings: PaperCodeSettings, generator: nn.Module, encoder: nn.Module, svae: SliceVAESettings
+        self,
+        settings: PaperCodeSettings,
+        generator: nn.Module,
+        encoder: nn.Module | None = None,
+        svae: SliceVAESettings | None = None,
     ) -> None:
         super().__init__(settings, generator)
-        self.encoder, self.svae = encoder.requires_grad_(False).train(), svae
+        self.encoder, self.svae = encoder, svae
+        if encoder is not None:
+            encoder.requires_grad_(False).train()
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Augment source pair and target inputs: turned alike, brightness and contrast each of their own."""
@@ -58,9 +67,13 @@ class PaperCode(Pix2Pix):
     def step(self, batch: Batch, run: Run = Run()) -> Losses:
         """Take both updates on a batch of one sample."""
         losses = super().step(batch, run)
-        latent = self.latent(batch)
-        self.update("generator", latent, run)
-        return losses | {"latent": latent.detach()}
+        self.optimisers["generator"].zero_grad(set_to_none=False)
+        if self.encoder is not None:
+            latent = self.latent(batch)
+            run.backward(latent)
+            losses["latent"] = latent.detach()
+        self.optimisers["generator"].step()  # also moves on a gradient of zero
+        return losses
 
     def matching(self, fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return 5 l0 + 1.5 l3 + 1.5 l6 + l9, where l_k is the L1 distance of D's features behind its k-th layer."""
