@@ -32,18 +32,23 @@ def precision() -> str:
 
 
 def compiles() -> bool:
-    """Read whether MEDSYNTH_COMPILE=1 asks for networks compiled by torch.compile: other rounding and other seconds."""
+    """Read whether MEDSYNTH_COMPILE=1 asks for compiled networks: other rounding, other seconds."""
     return os.environ.get("MEDSYNTH_COMPILE") == "1"
 
 
 def device_name(device: torch.device | None = None) -> str:
-    """Name a GPU, or "CPU" with its architecture; None is the device that trainings take by default."""
+    """Name a GPU, or "CPU" with its architecture; None is the device of `default_fabric`."""
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     return torch.cuda.get_device_name(device) if on_gpu else f"CPU {platform.machine()}"
 
 
 def environment(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Describe what a training ran on, for environment.json; `seconds` are those of its last session."""
+    """Describe what a training ran on, for environment.json.
+
+    Args:
+        device: of the training.
+        seconds: that its last session took.
+    """
     return dict(
         medsynth=version("medsynth"),
         torch=torch.__version__,

@@ -41,7 +41,7 @@ def with_advice(
 def memory_advice(
     error: BaseException, build: Build, settings: TrainingSettings, sample: Any, device: torch.device
 ) -> str | None:
-    """List settings of a training and the memory that each would need; arguments as in `with_advice`."""
+    """List settings and the memory that each would need; arguments as in `with_advice`."""
     on_gpu = device.type == "cuda"
     available = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
     if isinstance(settings, HAGANSettings):

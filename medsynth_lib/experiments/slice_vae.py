@@ -31,7 +31,7 @@ Data = tuple[PairedVolumes, PairedVolumes]  # training and tuning volumes
 
 
 def short_settings(settings: Lesson03Settings, seed: int, **changes: Any) -> SliceVAESettings:
-    """Return settings of a short training: those of the shipped model at half its width and with 16 random slices a step.
+    """Return settings of a short training: half the usual width, 16 random slices a step.
 
     Args:
         settings: of lesson 03.
@@ -103,7 +103,7 @@ def known_slices(
 
 
 def only_known(volumes: torch.Tensor, settings: SliceVAESettings) -> torch.Tensor:
-    """Return the slices that a slice-VAE knows of volumes (n, 1, x, y, z), padded, as volumes (n, ...)."""
+    """Cut padded volumes (n, 1, x, y, z) to the slices that a slice-VAE knows: (n, ...)."""
     return torch.stack([svae.slices_to_volume(svae.images(v[None], settings), settings.plane) for v in volumes])
 
 
@@ -129,7 +129,11 @@ def spread_of_codes(vae: nn.Module, settings: SliceVAESettings, held_out: torch.
 
 
 def cases(settings: Lesson03Settings) -> dict[str, tuple[dict[str, Any], int]]:
-    """List the trainings of the sweep: name -> changes to `short_settings`, and how many times the usual steps."""
+    """List the sweep's trainings.
+
+    Returns:
+        Name -> changes to `short_settings`, and how many times the usual steps.
+    """
     n, sizes = settings.svae.size, settings.batch_sizes
     found = {f"loss {loss}": (dict(loss=loss), 1) for loss in svae.LOSSES} | {"norm slice": (dict(norm="slice"), 1)}
     for how in ("first", "spread"):
@@ -146,14 +150,14 @@ def case_settings(settings: Lesson03Settings, case: str, seed: int) -> SliceVAES
 
 
 def cell_key(settings: Lesson03Settings, case: str, seed: int) -> str:
-    """Return eight hexadecimal digits that change with the data, the training of a case and the mathematics."""
+    """Fingerprint the data, the training of a case and the mathematics: eight digits."""
     data = [describe(settings.shape, settings.spacing, True), settings.counts, settings.size, settings.normalisation]
     training = replace(case_settings(settings, case, seed), validate_every=0)
     return fingerprint(VERSION, svae.VERSION, data, training, case, digits=8)
 
 
 def groups(profile: str) -> list[Group]:
-    """List the sweep's cells, each a group of its own: all cases with one seed before the next seed."""
+    """List the sweep's cells, each a group of its own: all with one seed before the next."""
     return groups_of(load_settings("03", profile))
 
 

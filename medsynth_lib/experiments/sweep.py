@@ -78,7 +78,7 @@ class Sweep:
         return [cell for cell in cells if cell.key not in committed and not self.path(cell).exists()]
 
     def run_group(self, group: Group) -> int:
-        """Run the missing cells of a group and keep their rows in the cache; return how many were run."""
+        """Run the missing cells of a group, keep their rows in the cache and count them."""
         missing = self.missing(group.cells)
         if not missing:
             return 0
@@ -113,7 +113,7 @@ class Sweep:
         return table[list(order)]
 
     def rows(self, cell: Cell, committed: pd.DataFrame) -> pd.DataFrame:
-        """Read the rows of a cell from the cache, else from the committed table; without rows where it is not finished."""
+        """Read a cell's rows from the cache, else from the committed table; none if unfinished."""
         path = self.path(cell)
         return read(path) if path.exists() else committed[committed["key"] == cell.key]
 

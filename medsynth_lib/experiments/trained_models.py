@@ -20,6 +20,7 @@ import yaml
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from medsynth_lib import settings as lessons
 from medsynth_lib.data.preparation.contract import Contract, SavedContract
@@ -90,13 +91,17 @@ class Trained:
         self.contract.require(contract)
 
 
-def train_or_load(name: str, settings: TrainingSettings, train, tune, fabric: Fabric | None = None) -> Trained:
-    """Return the model of these settings and data; an interrupted training goes on from its checkpoint.
+def train_or_load(
+    name: str, settings: TrainingSettings, train: Dataset, tune: Dataset, fabric: Fabric | None = None
+) -> Trained:
+    """Return the model of these settings and data.
+
+    An interrupted training goes on from its checkpoint.
 
     Args:
         name: readable start of the folder's name, such as "pix2pix-SIMA".
         settings: of the training; all of them are part of the key.
-        train, tune: data sets of one contract.
+        train, tune: data sets with a `manifest` and one `contract`, such as `PairedVolumes`.
         fabric: of the training; None takes `default_fabric`.
 
     Raises:
@@ -114,7 +119,7 @@ def train_or_load(name: str, settings: TrainingSettings, train, tune, fabric: Fa
     return load(folder, "trained now", fabric.device)
 
 
-def train_artefact(folder: Path, settings: TrainingSettings, train, tune, fabric: Fabric) -> None:
+def train_artefact(folder: Path, settings: TrainingSettings, train: Dataset, tune: Dataset, fabric: Fabric) -> None:
     """Train a model and keep it in a folder; arguments as in `train_or_load`."""
     train[0]  # what is made when it is first asked for is made now, where Ctrl-C stops it
     began = time.perf_counter()
@@ -135,8 +140,8 @@ def train_artefact(folder: Path, settings: TrainingSettings, train, tune, fabric
     save(folder, algorithm, train.contract, environment(fabric.device, time.perf_counter() - began))
 
 
-def artefact_key(settings: TrainingSettings, train, tune) -> str:
-    """Return eight hexadecimal digits that change with settings, scans, preparation, precision and VERSION."""
+def artefact_key(settings: TrainingSettings, train: Dataset, tune: Dataset) -> str:
+    """Fingerprint settings, scans, preparation, precision and VERSION: eight digits."""
     scans = [scan.identity(data.contract.modalities) for data in (train, tune) for scan in data.manifest.scans()]
     other = [] if precision() == "32-true" else [precision()]
     version = ALGORITHMS[settings.algorithm].version
@@ -147,7 +152,14 @@ def artefact_key(settings: TrainingSettings, train, tune) -> str:
 
 
 def save(folder: Path, algorithm: Algorithm, contract: Contract | CubeContract, about: dict[str, Any]) -> None:
-    """Complete an artefact's folder, weights last; `about` is what it was trained on, as in `environment`."""
+    """Complete an artefact's folder, weights last.
+
+    Args:
+        folder: of the artefact; it holds history.csv.
+        algorithm: that was trained.
+        contract: of its data.
+        about: what it was trained on, as in `environment`.
+    """
     recipe = dict(algorithm=algorithm.settings.algorithm) | dataclasses.asdict(algorithm.settings)
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     contract.save(folder / "contract.yaml")
@@ -216,9 +228,9 @@ def load(folder: Path, origin: str, device: torch.device | str = "cpu") -> Train
 
 
 def ship(folder: Path | str, target: Path | str) -> None:
-    """Copy an artefact for shipping: texts, and weights in half precision, without the trainer's state.
+    """Copy an artefact for shipping: its texts, and its weights in half precision.
 
-    Of a network with a running mean only the mean is copied.
+    The trainer's state is not copied. Of a network with a running mean only the mean is copied.
 
     Args:
         folder: of the artefact.

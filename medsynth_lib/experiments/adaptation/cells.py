@@ -25,7 +25,7 @@ OF_VAES = {"svae", "svae_slice", "vae3d"}  # settings that rows without a VAE do
 
 
 def cell_key(settings: Lesson04Settings, method: str, source: str, target: str, seed: int) -> str:
-    """Return eight hexadecimal digits that change with the cell, with `VERSIONS` and with every setting that it uses."""
+    """Fingerprint the cell, `VERSIONS` and every setting that it uses: eight digits."""
     unused = UNUSED | (set() if "VAE" in method else OF_VAES)
     used = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in unused}
     return fingerprint(VERSIONS, used, method, source, target, seed, digits=8)

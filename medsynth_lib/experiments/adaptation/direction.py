@@ -88,7 +88,7 @@ class Direction:
 
     @cached_property
     def test(self) -> list[tuple[Sample, Sample, Sample]]:
-        """Test subjects: the target's sample, the same subject's sample at the source, the target's four images."""
+        """Of each test subject: the target's sample, the source's, and the target's four images."""
         sides = (
             self.volumes(self.target, "test"),
             self.volumes(self.source, "test"),
@@ -99,7 +99,7 @@ class Direction:
     def scanner_units(
         self, site: str, split: str, modalities: tuple[str, ...], limit: int | None = None
     ) -> list[np.ndarray]:
-        """Read images (c, x, y, z) on the contract's grid in the units of the scanner, not normalised.
+        """Read images (c, x, y, z) on the contract's grid, in the scanner's units.
 
         Args:
             site, split: of the manifest.

@@ -75,13 +75,13 @@ def continued_training_at_the_papers_rate(study: Study) -> Predictor:
 
 @row("continued training at the paper's rate, two updates")
 def two_updates_without_latent_loss(study: Study) -> Predictor:
-    """Take the paper's two updates, of which the second has no gradient: the control of "s-VAE, paper profile"."""
+    """Take the paper's two updates without a latent loss: the control of "s-VAE, paper profile"."""
     return paper_text(study, None)
 
 
 @row("continued training, public code")
 def public_code_without_latent_loss(study: Study) -> Predictor:
-    """Take the public code's two updates, of which the second has no gradient: the control of "s-VAE, public code"."""
+    """Take the public code's two updates without a latent loss: the control of its row."""
     return paper_code(study, None)
 
 
@@ -149,7 +149,7 @@ def svae_slice_norm(study: Study) -> Predictor:
 
 @row("s-VAE, random weights")
 def random_encoder(study: Study) -> Predictor:
-    """Use the same loss with an encoder that was never trained: does it matter what the encoder knows?"""
+    """Use an encoder that was never trained: does it matter what the encoder knows?"""
     trained = slice_latent(study)
     svae, real = trained.settings, trained.real
     torch.manual_seed(study.seed)
@@ -188,7 +188,7 @@ def matched_outputs(study: Study) -> Predictor:
 
 @row("Fourier domain adaptation")
 def fourier(study: Study) -> Predictor:
-    """Train on source inputs with the low-frequency amplitudes of a target subject's (Yang & Soatto 2020)."""
+    """Train on source inputs with a target subject's low frequencies (Yang & Soatto 2020)."""
     train, adapt = study.direction.train, study.direction.adapt
     source = [
         s | {"x": appearance.fourier_swap(s["x"], adapt[i % len(adapt)]["x"], s["mask"])} for i, s in enumerate(train)
@@ -216,7 +216,7 @@ def target_style(study: Study) -> Predictor:
 
 @row("physics on the output")
 def physics_output(study: Study, fit: bool = True) -> Predictor:
-    """Put the source model's output through the curve between the two T1 looks; nothing is trained."""
+    """Put the source model's output through the curve between both T1 looks, untrained."""
     return after_curve(study, no_adaptation(study), study.physics.curve(fit=fit))
 
 
@@ -265,7 +265,7 @@ METHODS |= {f"supervised, n = {n}": partial(supervised_on, n=n) for n in PAIRS}
 
 @row("oracle: target inputs, source T1")
 def oracle(study: Study) -> Predictor:
-    """Fine-tune on the target's inputs of ten subjects beside the same subjects' T1 at the source, which nobody has."""
+    """Fine-tune on ten subjects' target inputs beside their source T1, which do not exist."""
     inputs, truth = study.direction.adapt_pairs, study.direction.volumes(study.direction.source, "adapt")
     return supervised(study, [inputs[i] | {"y": truth[i]["y"]} for i in range(min(10, len(inputs)))])
 
@@ -285,7 +285,7 @@ def svae_on(study: Study, n: int, share: float = 1.0) -> Predictor:
 
 
 def fewer_steps(study: Study, share: float) -> Predictor:
-    """Train on source pairs for a share of the steps: the control of rows that adapt for as long."""
+    """Train on source pairs for a share of the steps: the control of equally short rows."""
     return course(study, share=share)
 
 
@@ -299,5 +299,5 @@ A_TO_B_ALONE = {*FIG_4B, "s-VAE, public code", "continued training, public code"
 
 
 def planned(source: str, target: str) -> list[str]:
-    """List the rows of a direction, in order; Fig. 4b and the public code are compared from SIMA to SIMB alone."""
+    """List the rows of a direction, in order; `A_TO_B_ALONE` from SIMA to SIMB alone."""
     return [name for name in METHODS if name not in A_TO_B_ALONE or (source, target) == ("SIMA", "SIMB")]

@@ -82,11 +82,11 @@ def require_simulated(contract: Contract, settings: Lesson04Settings) -> None:
 
 
 def labelled(manifest: Manifest, site: str, split: str | None) -> Manifest:
-    """Return a manifest with absolute paths, one site's name, no labels, and a column "name" for the files to write.
+    """Return a manifest with absolute paths, one site, no labels, and each scan's name.
 
     Args:
         manifest: scans of any sites.
-        site: the name that all of them get.
+        site: the one that all of them get.
         split: of all of them; None keeps theirs.
 
     Raises:
@@ -159,7 +159,7 @@ def read_scanners(path: Path | str) -> dict[str, Site]:
 
 
 def read_scanner(name: str, values: dict) -> Site:
-    """Make one scanner of its values in the file; an unknown field or sequence fails here, not after the training."""
+    """Make a scanner of its values in the file; an unknown field or sequence fails here."""
     t1, t2, flair = (Sequence(*split_kind(values[contrast])) for contrast in ("t1", "t2", "flair"))
     width = (1, 1, float(values["slice_mm"]))
     site = scanner_site(name, float(values["field"]), t1, t2, flair, width, width, (1, 1, 1), noise=0, bias=0)

@@ -65,11 +65,11 @@ def adapt_folder(
     if "generator" not in trained.networks:
         kind = trained.settings.algorithm
         raise DataError(f"{model}: a model of kind {kind!r}; give the folder of a pix2pix generator.")
-    contract, targets = trained.contract, target_scans(Path(target), trained.contract)
-    pairs = source_scans(Path(source) if source else None, contract, settings)
+    targets = target_scans(Path(target), trained.contract)
+    pairs = source_scans(Path(source) if source else None, trained.contract, settings)
     both = Manifest(pd.concat([pairs.table, targets.table], ignore_index=True), Path(target))
     known = read_scanners(scanners) if scanners else simulated_scanners()
-    direction = Direction(both, contract, "source", "target", known)
+    direction = Direction(both, trained.contract, "source", "target", known)
     physics, vae = TargetPhysics(direction), load(Path(svae), "given") if svae else None
     studies = [make_study(direction, settings, k, trained.networks["generator"], physics) for k in range(seeds)]
     predictors = []
@@ -77,15 +77,37 @@ def adapt_folder(
         predictors.append(adapted(study, bool(scanners), vae))
         print(f"adaptation {study.seed + 1} of {seeds}: {predictors[-1].steps} steps", flush=True)
     limit = trusted_spread(predictors, like_target(studies[0], direction.tune, bool(scanners)))
+    return write_all(targets, direction, predictors, limit, Path(out))
+
+
+def write_all(
+    targets: Manifest, direction: Direction, predictors: Sequence[Predictor], limit: float, out: Path
+) -> pd.DataFrame:
+    """Write what predictors make of all target volumes, and volumes.csv; return its table.
+
+    Args:
+        targets: the target's scans.
+        direction: their prepared volumes are its adaptation set.
+        predictors: of the ensemble.
+        limit: spread from which a voxel is not to be trusted.
+        out: folder of the files.
+    """
     volumes = zip(targets.scans(), direction.adapt, strict=True)
-    table = pd.DataFrame([write_case(scan, sample, predictors, limit, contract, Path(out)) for scan, sample in volumes])
-    with atomic(Path(out) / "volumes.csv") as temporary:
+    rows = [write_case(scan, sample, predictors, limit, direction.contract, out) for scan, sample in volumes]
+    table = pd.DataFrame(rows)
+    with atomic(out / "volumes.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.4g")
     return table
 
 
 def adapted(study: Study, physics: bool, svae: Trained | None) -> Predictor:
-    """Adapt the model by what is known about the target: the scanners' sequences or not, a slice-VAE or not."""
+    """Adapt the model by what is known about the target.
+
+    Args:
+        study: data and models.
+        physics: whether the scanners' sequences are known.
+        svae: a trained slice-VAE, or None for no latent loss.
+    """
     samples = like_target(study, study.direction.train, physics)
     if physics:
         samples = study.physics.mapped_samples(study.physics.curve(), samples)
@@ -96,12 +118,12 @@ def adapted(study: Study, physics: bool, svae: Trained | None) -> Predictor:
 
 
 def like_target(study: Study, samples: Sequence[Sample], physics: bool) -> list[Sample]:
-    """Return source samples with inputs like the target's: in its style where the physics is known, else by histogram."""
+    """Give source inputs the target's style where the physics is known, else its histogram."""
     return study.style.styled(samples) if physics else study.style.matched(samples)
 
 
 def ensemble(predictors: Sequence[Predictor], sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation (1, x, y, z) over predictors, on the sample and on its mirror image."""
+    """Return mean and SD (1, x, y, z) over predictors, on a sample and its mirror image."""
     mirrored = {k: sample[k].flip(1) for k in ("x", "mask")}  # left to right
     t1 = torch.stack([v for make in predictors for v in (make(sample), make(mirrored).flip(1))])
     return t1.mean(0), t1.std(0, unbiased=False)

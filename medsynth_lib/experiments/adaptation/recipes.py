@@ -31,7 +31,14 @@ class Latent:
     real: torch.Tensor  # T1 (n, 1, x, y, z) that make the prior
 
     def copied(self, training: bool) -> dict[str, Any]:
-        """Copy the encoder in a mode, with its settings and the posteriors that it gives the real T1 in this mode."""
+        """Copy the encoder in a mode for a recipe.
+
+        Args:
+            training: whether batch normalisation uses and moves its statistics.
+
+        Returns:
+            The encoder, its settings, and the posteriors that it gives the real T1 in this mode.
+        """
         encoder = copy.deepcopy(self.encoder).train(training)
         return dict(encoder=encoder, svae=self.settings, bank=source_posteriors(encoder, self.real, self.settings))
 
@@ -49,7 +56,9 @@ def course(
     share: float = 1.0,
     **changes: Any,
 ) -> Predictor:
-    """Adapt the source model by the course's recipe; without a latent loss this is continued training.
+    """Adapt the source model by the course's recipe.
+
+    Without a latent loss this is continued training.
 
     Args:
         study: data and models.
@@ -80,7 +89,7 @@ def paper_text(study: Study, latent: Latent | None, **changes: Any) -> Predictor
 
 
 def paper_code(study: Study, latent: Latent | None, **changes: Any) -> Predictor:
-    """Adapt the source model as the paper's public code does, for as many steps as the course's recipe.
+    """Adapt the source model as the public code does, for as many steps as the course's recipe.
 
     Args:
         study: data and models.

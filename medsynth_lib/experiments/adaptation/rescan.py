@@ -7,7 +7,7 @@ from monai.data import MetaTensor
 
 from medsynth_lib.data.preparation.contract import Contract, prepare
 from medsynth_lib.data.simulation.scanner import Site, mixed_site, scan
-from medsynth_lib.data.simulation.subject import make_subject
+from medsynth_lib.data.simulation.subject import Subject, make_subject
 from medsynth_lib.experiments.adaptation.direction import Direction, Sample
 
 
@@ -22,12 +22,13 @@ def rescanned(direction: Direction, *causes: str, split: str = "test") -> list[S
     Returns:
         Samples of "x", "y" and "mask", in the manifest's order.
     """
-    site = mixed_site(*(direction.scanners[name] for name in (direction.source, direction.target)), *causes)
+    source, target = (direction.scanners[name] for name in (direction.source, direction.target))
+    site = mixed_site(source, target, *causes)
     return [sample for (sample,) in scans(direction, [site], split)]
 
 
 def scans(direction: Direction, sites: Iterable[Site], split: str = "test") -> Iterator[list[Sample]]:
-    """Yield, subject by subject of a split in the manifest's order, its samples at several sites.
+    """Yield the samples of each subject of a split at several sites, in the manifest's order.
 
     To make a subject takes most of the time, and many subjects at once do not fit into memory.
     """
@@ -37,7 +38,7 @@ def scans(direction: Direction, sites: Iterable[Site], split: str = "test") -> I
         yield [scanned(subject, site, direction.contract) for site in sites]
 
 
-def scanned(subject, site: Site, contract: Contract) -> Sample:
+def scanned(subject: Subject, site: Site, contract: Contract) -> Sample:
     """Scan one simulated subject at a site and prepare the images."""
     affine = torch.from_numpy(subject.affine)
     images = {m: MetaTensor(torch.from_numpy(scan(subject, site, m))[None], affine=affine) for m in contract.modalities}

@@ -28,7 +28,7 @@ class TargetPhysics:
 
     @cached_property
     def observations(self) -> list[tuple]:
-        """Sequence, field and measured levels of the source's T1, T2 and FLAIR and of the target's T2 and FLAIR."""
+        """Sequence, field and measured levels: source T1, T2, FLAIR; target T2, FLAIR."""
         d, found = self.direction, []
         for site, split, modalities in (
             (d.source, "train", ("t1", "t2", "flair")),
@@ -55,7 +55,7 @@ class TargetPhysics:
         return protocol.protocol_curve(source, target, relaxation, relaxation)
 
     def mapped_t1(self, curve: Curve) -> torch.Tensor:
-        """Return the source's training T1 in the target's look, normalised like any T1: (n, 1, x, y, z)."""
+        """Return the source's training T1 in the target's look, normalised: (n, 1, x, y, z)."""
         contract = self.direction.contract
         mapped = (torch.from_numpy(protocol.map_t1(t1, curve))[None] for t1 in self.raw_t1)
         return torch.stack([normalise(v, contract.normalisation, contract.percentiles) for v in mapped])
@@ -65,7 +65,7 @@ class TargetPhysics:
         return [s | {"y": y} for s, y in zip(samples, self.mapped_t1(curve), strict=True)]
 
     def output_curve(self, curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-        """Return the curve between normalised intensities, (1, 101) each, for the output of a source model."""
+        """Return the curve between normalised intensities, (1, 101) each, for a model's output."""
         low, high = self.raw_window
         new_low, new_high = self._window([protocol.map_t1(t1, curve) for t1 in self.raw_t1])
         x = np.linspace(0, 1, 101)

@@ -35,7 +35,7 @@ class TargetStyle:
         return self.styled(self.direction.train)
 
     def styled(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Return source samples whose inputs have the target's slice thickness, noise and histogram; T1 stays."""
+        """Give source inputs the target's slice thickness, noise and histogram; T1 stays."""
         own, wanted = self.noisy_quantiles, self.input_quantiles[1]
         return [
             s | {"x": appearance.apply_curve(x, s["mask"], own, wanted)}
@@ -68,7 +68,7 @@ class TargetStyle:
 
     @cached_property
     def missing_noise(self) -> np.ndarray:
-        """Standard deviation of the noise that thickened source inputs lack beside the target's, (c, 1, 1, 1)."""
+        """SD of the noise that thickened source inputs lack beside the target's, (c, 1, 1, 1)."""
         train = self.direction.train
         own = [appearance.noise_level(x, s["mask"]) for x, s in zip(self.thickened(train), train, strict=True)]
         wanted = [appearance.noise_level(s["x"], s["mask"]) for s in self.direction.adapt]
