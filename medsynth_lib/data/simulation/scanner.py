@@ -1,4 +1,4 @@
-"""Simulated scanners: what a site does to the image of a person it cannot change.
+"""Simulated scanners: what a site does to the image of a subject it cannot change.
 
 A site is a field strength, four pulse sequences, a point spread, a receive coil, noise and an arbitrary gain. Sequence
 settings are typical-looking choices, not taken from the headers of any data set.

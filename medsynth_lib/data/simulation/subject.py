@@ -1,8 +1,8 @@
-"""Simulated patients on real anatomy: one seed is one person, whatever grid the person is later scanned on.
+"""Simulated patients on real anatomy: one seed is one subject, whatever grid the subject is later scanned on.
 
 A subject is the MNI152 average deformed (size, shape, ventricles, sulci) with, by default, one glioma that has BraTS
 labels and pushes tissue aside. It holds tissue fractions and relaxation fields, but no intensities: those are the
-scanner's (scanner.py), so that any site can scan the same person.
+scanner's (scanner.py), so that any site can scan the same subject.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Simulated chest CT: a person made of distance functions, whose volumes of lung, fat, bone and emphysema are known.
+"""Simulated chest CT: a subject made of distance functions, whose volumes of lung, fat, bone and emphysema are known.
 
 Every structure is a signed distance in mm, positive inside, and a voxel takes the share of it that the distance says
 (`share`), so that one seed has the same volumes on every grid. Positions are RAS millimetres: x to the right, y to the
@@ -14,7 +14,7 @@ import torch
 from medsynth_lib.data.simulation.fields import WORLD_MM, gaussian_blur, random_field
 
 FIELD_OF_VIEW = (420.0, 340.0, 350.0)  # mm; a cube of voxels is anisotropic, as after HA-GAN's resizing
-CENTRE = (0.0, -8.0, -10.0)  # of the field of view in the person's coordinates, mm
+CENTRE = (0.0, -8.0, -10.0)  # of the field of view in the subject's coordinates, mm
 STREAMS = {
     name: i for i, name in enumerate(("person", "warp", "texture", "emphysema", "tree", "lung function", "noise"))
 }
