@@ -578,7 +578,9 @@ def test_a_broken_registry_names_entry_and_key(tmp_path, change, message):
 
 def test_registry_and_roles_know_the_same_sets(tmp_path):
     assert list(registry.load()) == list(ROLES) and all(set(roles) == {"pairs", "volumes"} for roles in ROLES.values())
-    assert refusal("gsp", "pairs").startswith("T1 alone") and refusal("gsp", "volumes") is refusal("own", "pairs") is None
+    assert (
+        refusal("gsp", "pairs").startswith("T1 alone") and refusal("gsp", "volumes") is refusal("own", "pairs") is None
+    )
     path = tmp_path / "registry.yaml"
     path.write_text(yaml.safe_dump({"other": registry.entry("ixi")}))
     with pytest.raises(DataError, match="other: is not in the table ROLES"):
