@@ -142,7 +142,7 @@ def neighbour_scatter(neighbours: Mapping[str, Mapping[str, pd.DataFrame]]) -> F
 
 
 def volume_boxes(measured: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
-    """Draw volumes of organs and tissues, over the mean of the first table, on a logarithmic scale.
+    """Draw volumes of organs and tissues on a log scale, over the mean of the first table.
 
     Args:
         measured: organ -> name -> table in ml or percent, a row a volume; the first table is that of real volumes.

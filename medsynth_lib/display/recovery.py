@@ -91,7 +91,7 @@ def structure_plot(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def before_and_after(before: pd.DataFrame, after: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw what is measured in chests after a way to a code and back, against what was measured before.
+    """Draw chest measurements after encoding and decoding against those before.
 
     Args:
         before: a row a chest, with the columns of `QUANTITIES`.
@@ -113,7 +113,16 @@ def before_and_after(before: pd.DataFrame, after: Mapping[str, pd.DataFrame], ti
 
 
 def common_limits(columns: Sequence[pd.Series]) -> tuple[float, float]:
-    """Find limits of an axis that holds all finite values, with 5 % of their range to spare; (0, 1) for fewer than two."""
+    """Find limits of an axis that holds all finite values, with 5 % to spare.
+
+    They are (0, 1) for fewer than two values.
+
+    Args:
+        columns: numbers; nan counts as missing.
+
+    Returns:
+        Lowest and highest value with 5 % of their range to spare; (0, 1) for fewer than two values.
+    """
     values = pd.concat(columns).dropna()
     if len(values) < 2:
         return 0.0, 1.0

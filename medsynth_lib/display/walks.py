@@ -68,7 +68,20 @@ def dose_response(
 
 
 def draw_responses(axis: Axes, y: torch.Tensor, doses: torch.Tensor, colour: str, name: str) -> str:
-    """Draw the responses (n starts, p doses) of one direction, from their start on; return how many are whole."""
+    """Draw the responses (n starts, p doses) of one direction from their start on.
+
+    Returns: how many walks are whole.
+
+    Args:
+        axis: where to draw.
+        y: (n starts, p doses); nan where a volume could not be measured.
+        doses: (p), with 0 in the middle.
+        colour: of the lines.
+        name: of their mean.
+
+    Returns:
+        How many starts have all doses, as text.
+    """
     whole, y = y.isfinite().all(1), y - y[:, len(doses) // 2, None]
     axis.plot(doses, y.T, color=colour, alpha=0.3, linewidth=0.8)
     axis.plot(doses, y[whole].mean(0), color=colour, linewidth=2, label=name)
@@ -82,7 +95,7 @@ def entanglement_matrices(
     names: Sequence[str],
     title: str = "",
 ) -> Figure:
-    """Draw, for each kind of directions, the matrix that the linear model foresees and below it the measured one.
+    """Draw each kind's matrix as the linear model foresees it, and the measured one below.
 
     Args:
         measured: (k, k) by kind: row i is a walk along direction i, column j the slope of factor j against the dose.
