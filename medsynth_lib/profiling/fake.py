@@ -8,9 +8,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
 
 
 @contextlib.contextmanager
@@ -47,14 +54,26 @@ def call(operation: Any, args: tuple, kwargs: dict) -> Any:
     Returns: its output. A number that is read from a fake tensor, such as a drawn index, is True, 1.0 or 0.
     Raises: ValueError where the operation needs values, which fake tensors lack.
     """
+    if operation is aten.native_group_norm_backward.default and isinstance(args[0], FakeTensor):
+        return _shapes_of_group_norm_backward(*args)
     try:
         return operation(*args, **kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        if operation is not torch.ops.aten._local_scalar_dense.default:
+        if operation is not aten._local_scalar_dense.default:
             raise ValueError(
                 f"{operation} needs real values, which fake tensors lack; keep it out of the step"
             ) from error
     return True if args[0].dtype is torch.bool else 1.0 if args[0].is_floating_point() else 0
+
+
+def _shapes_of_group_norm_backward(grad, x, mean, scale, weight, n, channels, voxels, groups, needs):
+    """Make the outputs of this operation on shapes alone.
+
+    Its own way there takes a third of the time of a lean HA-GAN's account.
+    """
+    per_channel = x.new_empty(channels, dtype=x.dtype if weight is None else weight.dtype)
+    outputs = (torch.empty_like(x), per_channel, torch.empty_like(per_channel))
+    return tuple(output if needed else None for output, needed in zip(outputs, needs, strict=True))
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:

@@ -79,7 +79,9 @@ class Account(TorchDispatchMode):
         return out
 
     def layer(self, now: int) -> str:
-        """Name the module whose forward pass runs; in a backward pass, the module that made the autograd node.
+        """Name the module whose forward pass runs.
+
+        In a backward pass it is the module that made the autograd node.
 
         Autograd numbers its nodes as they are made, just before their operation gets here. So the first operation that
         comes with a number belongs to the module that made the node.
@@ -142,7 +144,9 @@ class Account(TorchDispatchMode):
 
 
 def moment() -> int:
-    """Tell where a step is: outside a backward pass (FORWARD), in one (BACKWARD), or computing a block once more (AGAIN).
+    """Tell where a step is: FORWARD, BACKWARD or AGAIN.
+
+    AGAIN is the second forward pass of a block under checkpointing.
 
     A checkpoint computes its block again within a backward pass, but with gradients.
     """
@@ -176,7 +180,10 @@ class Training:
 
 
 def full_name(network: str, path: str) -> str:
-    """Join "D^H" and "layers.0.parametrizations.weight.original" to "D^H.layers.0.weight.original"."""
+    """Join the name of a network and that of its parameter.
+
+    "D^H" and "layers.0.parametrizations.weight.original" become "D^H.layers.0.weight.original".
+    """
     return f"{network}.{path}".replace(".parametrizations", "").strip(".")
 
 

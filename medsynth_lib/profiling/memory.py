@@ -147,7 +147,9 @@ def read_arguments(
 
 
 def read_value(text: str, default: Any, key: str) -> Any:
-    """Read one value: a Python literal, true or false, or a plain text where the default is none of these.
+    """Read one value of the command line.
+
+    It is a Python literal, true or false, or plain text where the default is none of these.
 
     Raises: ValueError for text in the place of a number, and for what is neither true nor false in the place of a bool.
     """
@@ -169,7 +171,10 @@ def _literal(text: str) -> Any:
 
 
 def partial_of(function: Callable, arguments: Mapping[str, Any]) -> Callable:
-    """Fix these arguments of a function and hide them from the planner, which looks at the signature."""
+    """Fix these arguments of a function and hide them from the planner.
+
+    The planner looks at the signature.
+    """
     asked = [p for key, p in inspect.signature(function).parameters.items() if key not in arguments]
 
     def build(**given):

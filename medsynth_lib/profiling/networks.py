@@ -25,7 +25,7 @@ def hagan(
     size: int = 256, sub_volume: float = 1 / 8, latent: int = 1024, c: int = 32, lean: bool = False,
     levers: Sequence[str] = (), checkpoint: bool = False,
 ) -> Algorithm:  # fmt: skip
-    """Build HA-GAN with the losses of the public code and a running mean of the generator's weights.
+    """Build HA-GAN with the public code's losses and a running mean of the generator.
 
     Args:
         size, latent, c: as in `models.hagan.networks`.

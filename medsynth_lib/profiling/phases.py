@@ -35,7 +35,9 @@ def phase(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def updates(optimisers: Mapping[str, Optimizer]) -> Iterator[set[str]]:
-    """Make one phase of every update within this block: first forward pass, backward pass, optimiser step.
+    """Make one phase of every update within this block.
+
+    An update begins with its first forward pass and ends with its optimiser step.
 
     Optimisers that step one directly after the other share an update. The algorithm needs no change for this: the hooks
     of torch tell when a module runs and when an optimiser steps.
@@ -78,5 +80,8 @@ def updates(optimisers: Mapping[str, Optimizer]) -> Iterator[set[str]]:
 
 
 def phase_name(network: str) -> str:
-    """Shorten "G^A" to "G" and "D^H" to "D"; the two encoders E^H and E^G learn apart and stay apart."""
+    """Shorten "G^A" to "G" and "D^H" to "D".
+
+    The two encoders E^H and E^G learn apart and stay apart.
+    """
     return network if network.startswith("E^") else network.partition("^")[0]

@@ -59,7 +59,10 @@ def plan(
 
 
 def training_in(setting: Setting, build: Callable, **task: Any) -> Training:
-    """Make the training of a network or an algorithm in a setting, with the precisions and the optimiser of a GPU."""
+    """Make the training of a network or an algorithm in a setting.
+
+    Precisions and optimiser are those of a GPU.
+    """
     asked = inspect.signature(build).parameters
     given = {k: v for k, v in asdict(setting).items() if k in asked and v is not None}
     with default_type(torch.bfloat16 if setting.precision == "16-bit" else torch.float32):
@@ -81,7 +84,10 @@ def training_in(setting: Setting, build: Callable, **task: Any) -> Training:
 
 
 def on_a_card(peak: float) -> float:
-    """Estimate the bytes that a card needs for a step with this accounted peak, by `CONTEXT` and `SLACK`."""
+    """Estimate the bytes that a card needs for a step with this accounted peak.
+
+    The margin is `CONTEXT` and `SLACK`.
+    """
     return CONTEXT + SLACK * peak
 
 
@@ -156,7 +162,10 @@ def advice(
 
 
 def levers(setting: Setting, build: Callable) -> list[Setting]:
-    """List the settings that need less memory by one change: batch, checkpointing, precision, sub-volume or size."""
+    """List the settings that need less memory by one change.
+
+    The change is in batch, checkpointing, precision, sub-volume or size.
+    """
     own = inspect.signature(build).parameters.get("sub_volume")  # the network's own share, which it takes if given none
     share = setting.sub_volume or (own.default if own and isinstance(own.default, float | int) else 1.0)
     found = [replace(setting, batch=setting.batch // 2)] if setting.batch > 1 else []

@@ -106,5 +106,8 @@ def checkpoint_blocks(network: nn.Module) -> int:
 
 
 def _autocast_both_times() -> tuple:
-    """Contexts of the two passes: the second one runs outside of `set_precision`, so it needs its own."""
+    """Make the contexts of the two passes of a checkpointed block.
+
+    The second pass runs outside of `set_precision`, so it needs its own.
+    """
     return contextlib.nullcontext(), AutocastOfGPU()

@@ -23,7 +23,14 @@ MOVES_NOTHING = (
     aten.new_empty,
     aten.new_empty_strided,
 )
-WRITES_ONLY: tuple = (aten.copy_, aten.zero_, aten.fill_, aten.normal_, aten.uniform_, aten.bernoulli_)  # their first argument
+WRITES_ONLY: tuple = (
+    aten.copy_,
+    aten.zero_,
+    aten.fill_,
+    aten.normal_,
+    aten.uniform_,
+    aten.bernoulli_,
+)  # their first argument
 WRITES_ONLY += (aten.zeros_like, aten.ones_like, aten.full_like, aten.rand_like, aten.randn_like)
 WRITES_ONLY += (aten.new_zeros, aten.new_ones, aten.new_full, aten._foreach_zero_, aten._foreach_copy_)
 OTHER = "other"  # the phase of what belongs to no update
@@ -86,7 +93,9 @@ def by_phase(step: pd.DataFrame) -> pd.DataFrame:
 
 
 def least_seconds(step: pd.DataFrame, flops: float, bandwidth: float) -> pd.Series:
-    """Say how long each of the `operations` takes at least: one waits for arithmetic or for memory.
+    """Say how long each of the `operations` takes at least.
+
+    An operation waits for arithmetic or for memory.
 
     Args:
         flops: peak of the device, FLOP/s.
@@ -116,7 +125,9 @@ DEVICES = {
 
 
 def measured_peaks(n: int = 1024, repeats: int = 3) -> tuple[float, float]:
-    """Measure the peaks of this machine's CPU with torch's present threads, by a matrix product and a copy.
+    """Measure the peaks of this machine's CPU by a matrix product and a copy.
+
+    It uses torch's present number of threads.
 
     Args:
         n: rows and columns of the matrices.
