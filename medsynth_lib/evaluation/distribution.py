@@ -4,7 +4,9 @@ import torch
 
 
 def sliced_wasserstein(a: torch.Tensor, b: torch.Tensor, projections: int = 256, seed: int = 0) -> float:
-    """Average the 1-Wasserstein distance of two sets of images over random directions of pixel space.
+    """Average the 1-Wasserstein distance of two sets of images over random directions.
+
+    The directions are those of pixel space.
 
     Directions are unit vectors, so that the distance is that of one random combination of pixels.
 
@@ -26,7 +28,9 @@ def sliced_wasserstein(a: torch.Tensor, b: torch.Tensor, projections: int = 256,
 
 
 def spread_within(volumes: torch.Tensor) -> float:
-    """Average how far each volume of a set lies from the next one; the last one's next is the first.
+    """Average how far each volume of a set lies from the next one.
+
+    The next one of the last volume is the first.
 
     Args:
         volumes: (n, ...) in [-1, 1].

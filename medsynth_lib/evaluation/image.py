@@ -60,7 +60,7 @@ def nmse(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None = None
 
 
 def ssim(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None = None) -> float:
-    """Average `ssim_map` inside a mask, or everywhere without one (structural similarity, Wang et al. 2004)."""
+    """Average `ssim_map` (Wang et al. 2004) inside a mask, or everywhere without one."""
     full = ssim_map(prediction, target)
     return float(full.mean() if mask is None else full[as_array(mask)].mean())
 
@@ -99,7 +99,10 @@ def nmi(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike, bins: int = 6
 
 
 def scale_free_psnr(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike) -> float:
-    """Take the PSNR, in dB, after the affine intensity change that fits the target best: structure without contrast."""
+    """Take the PSNR, in dB, after the affine intensity change that fits the target best.
+
+    It judges structure without contrast.
+    """
     mask = as_array(mask)
     p, t = as_array(prediction)[mask].astype(np.float64), as_array(target)[mask].astype(np.float64)
     slope, intercept = np.polyfit(p, t, 1)
@@ -107,7 +110,10 @@ def scale_free_psnr(prediction: ArrayLike, target: ArrayLike, mask: ArrayLike) -
 
 
 def paper_psnr(prediction: ArrayLike, target: ArrayLike) -> float:
-    """Take the PSNR, in dB, of the adaptation paper's code: whole volume, the prediction's own range as the peak."""
+    """Take the PSNR, in dB, as the adaptation paper's code does.
+
+    It counts the whole volume, and the prediction's own range is the peak.
+    """
     prediction = as_array(prediction)
     mse = np.mean((prediction.astype(np.float64) - as_array(target)) ** 2)
     return float(10 * np.log10((prediction.max() - prediction.min()) ** 2 / mse))

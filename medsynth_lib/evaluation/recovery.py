@@ -85,7 +85,7 @@ def recovery_table(recovered: torch.Tensor, real: torch.Tensor, masks: Sequence[
 
 
 def recovery_errors(networks: Mapping[str, nn.Module], volumes: Iterable[torch.Tensor], depth: int) -> np.ndarray:
-    """Take the L1 error of every volume after the way to its code and back, one volume at a time.
+    """Take the L1 error of every volume after encoding and decoding, one at a time.
 
     Args:
         networks: of a HAGAN, by name.
@@ -103,14 +103,17 @@ def recovery_errors(networks: Mapping[str, nn.Module], volumes: Iterable[torch.T
 
 
 def recovery_summary(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average tables of `recovery_table`, a row each; and the same with standard deviations over volumes, as text."""
+    """Average tables of `recovery_table`, a row each.
+
+    Returns: the means; and means with standard deviations over volumes, as text.
+    """
     means = pd.DataFrame({name: table.mean() for name, table in tables.items()}).T
     digits = {name: 1 if "psnr" in name else 3 for name in means}
     return means, pd.DataFrame({name: mean_with_sd(table, digits) for name, table in tables.items()}).T
 
 
 def compare_scores(new: pd.DataFrame, old: pd.DataFrame) -> dict[str, str]:
-    """Test whether one way to recover is better than another, as Table VI does: paired and one-sided.
+    """Test whether one way to recover beats another, paired and one-sided (Table VI).
 
     Args:
         new: of `recovery_table`.
@@ -128,25 +131,36 @@ def compare_scores(new: pd.DataFrame, old: pd.DataFrame) -> dict[str, str]:
 
 
 def encode_volumes(networks: Mapping[str, nn.Module], x: torch.Tensor, depth: int) -> torch.Tensor:
-    """Encode volumes (b, 1, N, N, N), four at a time, by sub-volumes of ``depth`` slices: codes (b, latent)."""
+    """Encode volumes (b, 1, N, N, N), four at a time, into codes (b, latent).
+
+    The encoder sees sub-volumes of ``depth`` slices.
+    """
     return in_batches(lambda v: encode(networks["E^H"], networks["E^G"], v, depth), x)
 
 
 def decode_codes(networks: Mapping[str, nn.Module], z: torch.Tensor, average: bool = False) -> torch.Tensor:
-    """Decode codes (b, latent), four at a time, by the generator or by its running mean: (b, 1, N, N, N)."""
+    """Decode codes (b, latent), four at a time, into volumes (b, 1, N, N, N).
+
+    The generator decodes, or its running mean.
+    """
     prefix = "mean " if average else ""
     return in_batches(lambda v: sample(networks[f"{prefix}G^A"], networks[f"{prefix}G^H"], v), z)
 
 
 def decode_features(networks: Mapping[str, nn.Module], x: torch.Tensor, depth: int) -> torch.Tensor:
-    """Recover volumes (b, 1, N, N, N) from their features alone, sub-volume by sub-volume (equation 6)."""
+    """Recover volumes (b, 1, N, N, N) from their features alone (equation 6).
+
+    The sub-volumes are decoded one by one.
+    """
     return in_batches(lambda v: decode_in_parts(networks["G^H"], features(networks["E^H"], v, depth), depth), x)
 
 
 def recovery_and_bounds(
     networks: Mapping[str, nn.Module], x: torch.Tensor, z: torch.Tensor, train: torch.Tensor, depth: int
 ) -> dict[str, torch.Tensor]:
-    """Recover held-out volumes from their codes and from their features, and take what needs neither.
+    """Recover held-out volumes from their codes and features, and make the references.
+
+    The references need neither codes nor features.
 
     Args:
         networks: of a HAGAN, by name, with the running mean of its generator.
@@ -176,7 +190,7 @@ def recovery_and_bounds(
 
 
 def nearest(volumes: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
-    """Find the training volume (n, ...) with the smallest squared error of each volume (b, ...): (b, ...)."""
+    """Find for each volume (b, ...) the training volume (n, ...) with least squared error."""
     return train[distances(volumes, train).argmin(1)]
 
 
@@ -203,7 +217,7 @@ def up_sampled(low: torch.Tensor, factor: int = 4) -> torch.Tensor:
 
 
 def structure_dice(labels: ArrayLike, truth: ArrayLike) -> dict[str, float]:
-    """Take the Dice of every structure and group of structures between two label volumes (section IV-C, Fig. 6).
+    """Take the Dice of structures and groups of them between two label volumes (Fig. 6).
 
     Args:
         labels: (x, y, z), index into `atlas.STRUCTURES`.
@@ -223,14 +237,19 @@ def mean_structure_dice(labels: Iterable[ArrayLike], truth: Iterable[ArrayLike])
 
 
 def structure_voxels(labels: Sequence[ArrayLike]) -> pd.Series:
-    """Count the voxels of every structure and group of structures: means over label volumes (x, y, z)."""
+    """Count the voxels of every structure and group: means over label volumes.
+
+    Label volumes are (x, y, z).
+    """
     names = [*STRUCTURES[1:], *GROUPS]
     parts = {name: [STRUCTURES.index(part) for part in GROUPS.get(name, (name,))] for name in names}
     return pd.Series({name: float(np.mean([np.isin(v, parts[name]).sum() for v in labels])) for name in names})
 
 
 def resampling_dice(person: Subject, contract: CubeContract) -> dict[str, float]:
-    """Take what the grid alone costs: `structure_dice` of a subject's labels after the way to the cube and back.
+    """Take the Dice that is left after a subject's labels went to the cube and back.
+
+    What is missing to 1 is the cost of the grid alone.
 
     Args:
         person: a simulated subject.
@@ -280,14 +299,17 @@ def code_statistics(codes: torch.Tensor) -> pd.Series:
 
 
 def expected_statistics(n: int, d: int) -> pd.Series:
-    """State the `code_statistics` that n independent codes of N(0, I) in d dimensions have, but for chance."""
+    """State the `code_statistics` that n codes of N(0, I) in d dimensions have, but for chance."""
     return pd.Series(
         {"mean": n**-0.5, "sd": 1.0, "norm": d**0.5, "correlation": (n - 1) ** -0.5, "directions": 1 / (1 / d + 1 / n)}
     )
 
 
 def mean_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Average the cosine between paired codes (n, d): 0 where they are unrelated, 1 where they point the same way."""
+    """Average the cosine between paired codes (n, d).
+
+    It is 0 where they are unrelated and 1 where they point the same way.
+    """
     return float(torch.cosine_similarity(a, b).mean())
 
 

@@ -49,13 +49,18 @@ def label_structures(network: nn.Module, cubes: torch.Tensor) -> torch.Tensor:
 
 
 def dice(a: ArrayLike, b: ArrayLike) -> float:
-    """Take the Dice overlap 2 |a and b| / (|a| + |b|) of two boolean masks; nan where both are empty."""
+    """Take the Dice overlap 2 |a and b| / (|a| + |b|) of two boolean masks.
+
+    It is nan where both are empty.
+    """
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
 def dice_scores(network: nn.Module, sample: Mapping[str, torch.Tensor], t1: torch.Tensor) -> dict[str, float]:
-    """Score a synthetic T1 by a segmenter that sees it beside the three real contrasts (paper 1, section 3).
+    """Score a synthetic T1 by a segmenter that sees it beside three real contrasts.
+
+    This is the protocol of paper 1, section 3.
 
     Args:
         network: a trained segmenter.
@@ -76,7 +81,9 @@ def dice_scores(network: nn.Module, sample: Mapping[str, torch.Tensor], t1: torc
 
 
 def lesion_contrast(image: ArrayLike, seg: ArrayLike, mask: ArrayLike, ring: int = 3) -> float:
-    """Take the mean intensity of the tumour core minus that of a shell around the whole tumour, inside the brain.
+    """Take the tumour core's mean intensity minus that of a shell around the tumour.
+
+    The shell lies around the whole tumour, inside the brain.
 
     Lost contrast means that a synthesiser paints the lesion over; false contrast, that it invents one.
 

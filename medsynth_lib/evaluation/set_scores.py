@@ -67,7 +67,7 @@ def _gaussian(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_bandwidth(real: np.ndarray) -> float:
-    """Find the median distance between different volumes, a usual bandwidth of a Gaussian kernel."""
+    """Find the median distance between different volumes, a Gaussian kernel's usual bandwidth."""
     return float(np.median(cdist(real, real)[np.triu_indices(len(real), 1)]))
 
 

@@ -52,7 +52,9 @@ def slab_and_whole(networks: Networks, z: torch.Tensor, r: int, depth: int) -> t
 
 @torch.no_grad()
 def slab_mismatch(networks: Networks, codes: torch.Tensor, depth: int) -> pd.DataFrame:
-    """Measure how far slabs generated on their own are from the whole volumes, for every aligned start r.
+    """Measure how far slabs generated alone are from the same slabs of whole volumes.
+
+    Every aligned start r is tried.
 
     Args:
         networks: with "mean G^A" and "mean G^H".
@@ -88,7 +90,9 @@ def slab_mismatch(networks: Networks, codes: torch.Tensor, depth: int) -> pd.Dat
 
 @torch.no_grad()
 def judge_slabs(networks: Networks, real: torch.Tensor, codes: torch.Tensor, depth: int) -> pd.DataFrame:
-    """Ask D^H about real slabs, slabs generated on their own, and slabs cut from whole generated volumes.
+    """Ask D^H about real slabs and two kinds of generated ones.
+
+    The two kinds: generated alone, and cut from whole generated volumes.
 
     Args:
         networks: with "mean G^A", "mean G^H" and "D^H".
@@ -110,5 +114,8 @@ def judge_slabs(networks: Networks, real: torch.Tensor, codes: torch.Tensor, dep
 
 
 def rightly_judged(logits: pd.DataFrame) -> pd.Series:
-    """Take the share of slabs that D^H judges rightly, by column of `judge_slabs`: real ones above 0, others below."""
+    """Take the share of slabs that D^H judges rightly, by column of `judge_slabs`.
+
+    A real slab needs a logit above 0, another one below.
+    """
     return pd.Series({name: float(((v > 0) if name == "real" else (v < 0)).mean()) for name, v in logits.items()})

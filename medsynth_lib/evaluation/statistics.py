@@ -9,7 +9,9 @@ from scipy import stats
 
 
 def compare(pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], seed: int = 0, resamples: int = 10_000) -> pd.DataFrame:
-    """Compare pairs of methods by Wilcoxon's signed-rank test, corrected after Holm, and a bootstrap interval.
+    """Compare pairs of methods by Wilcoxon's signed-rank test and a bootstrap interval.
+
+    The p-values are corrected after Holm.
 
     Subjects are resampled, trainings are not: a small p says nothing about another training seed.
 
@@ -72,7 +74,10 @@ def rank_biserial(difference: ArrayLike) -> float:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Correct m p-values by Holm's step-down rule: the k-th smallest times m - k + 1, monotone, at most 1."""
+    """Correct m p-values by Holm's step-down rule.
+
+    The k-th smallest is multiplied by m - k + 1; the results are monotone and at most 1.
+    """
     p = np.asarray(p, float)
     order = np.argsort(p)
     corrected = np.empty_like(p)

@@ -61,7 +61,10 @@ def score_subjects(make: Make, inputs: "PairedVolumes", truth: "PairedVolumes") 
 
 
 def summary(tables: Mapping[str, pd.DataFrame], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Write mean ± standard deviation over subjects of several tables of `score_subjects`, a row each, as text."""
+    """Write tables of `score_subjects` as text, a row each: mean ± standard deviation.
+
+    Both are over subjects.
+    """
     rows = {name: {c: f"{t[c].mean():.3f} ± {t[c].std():.3f}" for c in columns if c in t} for name, t in tables.items()}
     return pd.DataFrame(rows).T
 

@@ -49,7 +49,9 @@ def training_sets(
     domain: Domain, cubes: Sequence[torch.Tensor], sample: tuple[torch.Tensor, ...], truth: torch.Tensor | None,
     known: torch.Tensor,
 ) -> Sets:  # fmt: skip
-    """Collect the codes and factors that directions are fitted to; the first set is the base of what follows.
+    """Collect the codes and factors that directions are fitted to.
+
+    The first set is the base of what follows.
 
     Args:
         domain: generator, encoder and measurement.
@@ -121,7 +123,9 @@ def learning_curve(z: torch.Tensor, y: torch.Tensor) -> pd.DataFrame:
 
 
 def kinds_of_directions(sets: Sets, models: Mapping[str, LinearModel], everywhere: bool = True) -> Directions:
-    """Make plain directions of every set, and orthogonalised and joint ones of the base or of every set.
+    """Make plain, orthogonalised and joint directions.
+
+    Plain ones are of every set, the others of the base or of every set.
 
     Args:
         sets: codes and factors by where they come from; the first one is the base.
@@ -142,7 +146,10 @@ def kinds_of_directions(sets: Sets, models: Mapping[str, LinearModel], everywher
 
 
 def starting_codes(sample: tuple[torch.Tensor, ...], count: int) -> torch.Tensor:
-    """Take the first codes of `sample_factors` that could be measured, or the first ones where too few could."""
+    """Take the first codes of `sample_factors` that could be measured.
+
+    Where too few could, take the first codes.
+    """
     z, _, usable = sample
     return z[usable][:count] if usable.sum() >= count else z[:count]
 
@@ -199,7 +206,9 @@ def walk_rows(domain: Domain, codes: torch.Tensor) -> list[tuple[str, str, list]
 
 
 def monotonicity_table(walked: Walked, names: Sequence[str], doses: torch.Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average Spearman's correlation of dose and response over the walks that could be measured from end to end.
+    """Average Spearman's correlation of dose and response over whole walks.
+
+    A walk is whole if it could be measured from end to end.
 
     Returns:
         A row a kind of directions, a column a factor; and the same as text, with the number of walks.
@@ -219,7 +228,10 @@ def entanglements(walked: Walked, doses: torch.Tensor) -> dict[str, torch.Tensor
 
 
 def whole_walks(walked: Walked) -> dict[str, list[str]]:
-    """Count the walks of every kind that could be measured from end to end: "m of n" for each direction."""
+    """Count whole walks of every kind: "m of n" for each direction.
+
+    A walk is whole if it could be measured from end to end.
+    """
     return {
         name: [f"{m} of {y.shape[1]}" for m in y.isfinite().flatten(2).all(2).sum(1).tolist()]
         for name, y in walked.items()
@@ -230,7 +242,10 @@ def whole_walks(walked: Walked) -> dict[str, list[str]]:
 
 
 def purities(walked: Walked, doses: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Take the purity (n) of every start's walks, by kind of directions; nan where a walk could not be measured."""
+    """Take the purity (n) of every start's walks, by kind of directions.
+
+    It is nan where a walk could not be measured.
+    """
     return {name: latent.walk_purities(doses, y) for name, y in walked.items()}
 
 
@@ -260,13 +275,18 @@ def purity_table(walked: Walked, kinds: Directions, doses: torch.Tensor) -> pd.D
 
 
 def cleanest(table: pd.DataFrame) -> str:
-    """Name the kind with the highest purity of one start, of those with four starts or more; else the first kind."""
+    """Name the kind with the highest purity, of those with four starts or more.
+
+    The starts are those of one purity; without such a kind it is the first.
+    """
     enough = table.query("starts >= @FEWEST", local_dict={"FEWEST": FEWEST})["purity of one start"]
     return enough.idxmax() if len(enough) else table.index[0]
 
 
 def against_cleanest(each: Mapping[str, torch.Tensor], best: str) -> pd.DataFrame:
-    """Compare the purities of one kind with those of every other kind, on the starts that both have.
+    """Compare the purities of one kind with those of every other kind.
+
+    Only starts count that both kinds have.
 
     Args:
         each: `purities` by kind.
@@ -285,7 +305,9 @@ def against_cleanest(each: Mapping[str, torch.Tensor], best: str) -> pd.DataFram
 
 
 def common_purities(matrices: Mapping[str, torch.Tensor], names: Sequence[str]) -> pd.DataFrame:
-    """Take the wanted share of all change, a row a factor, of the factors that all kinds could be measured for.
+    """Take the wanted share of all change, a row a factor.
+
+    Only factors count that all kinds could be measured for.
 
     Args:
         matrices: entanglement matrices (k, k) by kind.
@@ -299,12 +321,15 @@ def common_purities(matrices: Mapping[str, torch.Tensor], names: Sequence[str]) 
 
 
 def mean_change(domain: Domain, starts: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-    """Measure what adding a vector (d) to codes (n, d) changes: means (k) over the starts that could be measured."""
+    """Measure what adding a vector (d) to codes (n, d) changes.
+
+    Returns: means (k) over the starts that could be measured.
+    """
     return (domain.measured_codes(starts + added) - domain.measured_codes(starts)).nanmean(0)
 
 
 def recover_twice(domain: Domain, volume: torch.Tensor, steps: int) -> tuple[list[tuple[torch.Tensor, str]], list]:
-    """Recover a held-out volume from the encoder's code, and from that code after it was optimised.
+    """Recover a held-out volume from the encoder's code, and from that code optimised.
 
     Args:
         domain: generator and encoder.
@@ -333,7 +358,9 @@ def recover_twice(domain: Domain, volume: torch.Tensor, steps: int) -> tuple[lis
 def mean_bound(
     networks: Mapping[str, nn.Module], basis: torch.Tensor, seed: int = 0, count: int = 64
 ) -> tuple[float, float]:
-    """Estimate the bound of I(c; G(z)) from Gaussian codes, by the generator that learned and its Q.
+    """Estimate the bound of I(c; G(z)) from Gaussian codes.
+
+    The generator is the one that learned, with its Q.
 
     Args:
         networks: of a HAGAN, and "Q".

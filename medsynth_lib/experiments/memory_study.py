@@ -119,13 +119,19 @@ def written_step(rows: pd.DataFrame, size: int, batch: int, share: float = PAPER
 
 
 def driver_memory(rows: pd.DataFrame, steps: Steps, size: int, share: float = PAPERS_SHARE) -> float:
-    """Take the MiB in use on the card of `written_run` in HA-GAN's step, less the running mean; nan for other widths."""
+    """Take the MiB in use on the card in HA-GAN's step, less the running mean.
+
+    The step is that of `written_run`; nan for other widths.
+    """
     step = written_step(rows, size, steps.batch, share) if steps.narrower == 1 else None
     return np.nan if step is None else 1024 * step["driver"] - running_mean(steps.report("HA-GAN", size))
 
 
 def written_bytes(rows: pd.DataFrame, steps: Steps, sizes: Sequence[int]) -> dict[int, dict[str, float]]:
-    """Take what HA-GAN's step needed in `written_run`, in bytes, by size; nothing for other widths or another batch."""
+    """Take the bytes that HA-GAN's step needed in `written_run`, by size.
+
+    There is nothing for other widths or another batch.
+    """
     if (steps.narrower, steps.batch) != (1, 2):
         return {}
     found = {size: written_step(rows, size, steps.batch) for size in sizes}
@@ -216,7 +222,10 @@ def one_volume(use: str, algorithm: HAGAN) -> Training:
 
 
 def fastest_seconds(training: Training, repeats: int) -> float:
-    """Time a step: the fastest of a few after a first one, since other programs only ever add to it."""
+    """Time a step: the fastest of a few after a first one.
+
+    Other programs can only add to the time.
+    """
     took = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

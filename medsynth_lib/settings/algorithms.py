@@ -257,7 +257,9 @@ class ProgressiveGANSettings(BaselineSettings):
 
 
 def recast(settings: TrainingSettings, kind: type[Settings], **changes: object) -> Settings:
-    """Make the settings of another algorithm: fields that both have are carried over, then changed.
+    """Make the settings of another algorithm from these.
+
+    Fields that both have are carried over, then changed.
 
     Example: ``recast(joint, HAGANSettings, lam=5.0)`` is the paper's HA-GAN at the size and length of the joint one.
     """

@@ -36,7 +36,9 @@ def errors_by_doubt(pairs: PairedVolumes, folder: Path, n: int) -> pd.DataFrame:
 
 
 def read_output(folder: Path, name: str, what: str) -> np.ndarray:
-    """Read a file (x, y, z) of `adapt_folder`: "t1" or "spread" in its units, or "do_not_trust", 0 or 1.
+    """Read a file (x, y, z) that `adapt_folder` wrote.
+
+    It is "t1" or "spread" in its units, or "do_not_trust", 0 or 1.
 
     Args:
         folder: of the files.
