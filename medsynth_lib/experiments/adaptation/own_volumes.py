@@ -15,6 +15,7 @@ from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case, write_volume
 from medsynth_lib.data.preparation.contract import Contract, restore
 from medsynth_lib.experiments.adaptation.direction import Direction, Sample, simulated_scanners
+from medsynth_lib.experiments.adaptation.methods import RHO
 from medsynth_lib.experiments.adaptation.own_scans import read_scanners, source_scans, target_scans
 from medsynth_lib.experiments.adaptation.recipes import Latent, course
 from medsynth_lib.experiments.adaptation.study import Predictor, Study, make_study
@@ -25,7 +26,6 @@ from medsynth_lib.settings import Lesson04Settings
 
 UNITS = 1000  # of a written T1 where the normalised one is 1
 SAFE_PERCENTILE = 95  # of the ensemble's spread at the source: what exceeds it is not to be trusted
-RHO = 0.3  # of the latent loss, as in the study's rows
 
 
 def adapt_folder(
