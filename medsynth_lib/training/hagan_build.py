@@ -48,6 +48,8 @@ def build(settings: HAGANSettings, *given: object) -> HAGAN:
     )  # means are copied before layers become lean
     bases = (*outer, *inner, core)
     model = type("".join(base.__name__ for base in bases), bases, {})(settings, *given)
+    if isinstance(model, InformedHAGAN):
+        model.load_means()
     if settings.channels_last:
         for network in model.networks.values():
             network.to(memory_format=torch.channels_last_3d)

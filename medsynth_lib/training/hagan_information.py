@@ -114,7 +114,12 @@ class InformedHAGAN(WithoutEncoder):
     def __init__(self, settings: InformedHAGANSettings, basis: Tensor, start: Mapping[str, nn.Module]) -> None:
         self.basis, self.start = basis, start
         super().__init__(settings)
-        del self.start
+
+    def load_means(self) -> None:
+        """Begin the running means, where there are any, at those of the start."""
+        for name in (f"mean {each}" for each in GENERATOR):
+            if name in self.networks and name in self.start:
+                self.networks[name].load_state_dict(self.start[name].state_dict())
 
     def make_networks(self, **kind: int) -> dict[str, nn.Module]:
         """Make generator, discriminators and Q with the weights of the start."""
