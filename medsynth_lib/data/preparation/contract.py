@@ -23,6 +23,7 @@ NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
 
 
+@dataclass(frozen=True)
 class SavedContract:
     """What the contracts of both papers share: they are saved with weights, read back, compared."""
 

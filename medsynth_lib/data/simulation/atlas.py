@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import nilearn.datasets
@@ -38,7 +39,7 @@ STRUCTURES = (
 
 # Approximate: ellipsoids (centre, semi-axes, mm) around published MNI coordinates of each structure on the right side,
 # cut by the tissue maps. They are good for volumes and positions, not a segmentation reference.
-ELLIPSOIDS = {
+ELLIPSOIDS: dict[str, Any] = {
     "thalamus": [((11, -19, 8), (9, 14, 9))],
     "caudate": [((12, 14, 5), (6, 11, 10)), ((14, -3, 19), (5, 15, 6))],
     "putamen": [((26, 2, 1), (6.5, 16, 11))],

@@ -5,12 +5,14 @@ All equations are exact steady states of the Bloch equations for ideal spoiling 
 each of them against a time-stepped Bloch simulation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-Array = float | np.ndarray
+Array: TypeAlias = float | np.ndarray
 
 T2_STAR_OVER_T2 = 0.7  # assumed: gradient echoes decay faster than spin echoes by field inhomogeneity
 GADOLINIUM_T1_SHORTENING = 838.0  # ms in enhancing glioma at 3 T: 838 +- 210, Mueller et al. 2020 (abstract)
@@ -108,7 +110,7 @@ def mprage(
     return pd * sin_a * at_centre * np.exp(-te / (T2_STAR_OVER_T2 * t2))
 
 
-SEQUENCES = {"mprage": mprage, "spin_echo": spin_echo, "inversion_recovery": inversion_recovery}
+SEQUENCES: dict[str, Callable[..., Any]] = {"mprage": mprage, "spin_echo": spin_echo, "inversion_recovery": inversion_recovery}
 
 
 @dataclass(frozen=True)

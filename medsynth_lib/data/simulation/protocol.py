@@ -36,7 +36,7 @@ def literature(rng: np.random.Generator | None = None, error: float = 0.0) -> Re
     Returns:
         The logarithm of T1 and T2 (ms), by ("t1", field) and ("t2", field), and of the proton density, by "pd", each (3,).
     """
-    table = {"pd": np.array([TISSUES[t].pd for t in MAIN])}
+    table: Relaxation = {"pd": np.array([TISSUES[t].pd for t in MAIN])}
     for field in (1.5, 3.0):
         table["t1", field] = np.array([TISSUES[t].t1[field] for t in MAIN], float)
         table["t2", field] = np.array([TISSUES[t].t2[field] for t in MAIN], float)

@@ -342,7 +342,7 @@ def skeleton(
     for side in (1, -1):
         start, end = (side * 22, depth - 6, 112), (side * 118, 0, 128)
         clavicle = capsule(x, y, z, start, end, 6.0)
-        bone(canvas, lambda i, d=clavicle: share(d - i))
+        bone(canvas, lambda i, d=clavicle: share(d - i))  # type: ignore[misc]
     lateral = x.abs() - 92
     blade = share(lateral, -30, 30) * share(-y - 18) * share(z, 5.0, 112.0) * share(wall - 21, -2.6, 2.6)
     canvas.paint("cortical", 0.8 * blade)
