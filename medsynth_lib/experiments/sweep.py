@@ -130,8 +130,8 @@ def load(table: str) -> pd.DataFrame:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a table so that its numbers are written again as they were."""
-    return pd.read_csv(path, dtype=TEXT, float_precision="round_trip")
+    """Read a table; subjects and keys are text."""
+    return pd.read_csv(path, dtype=TEXT)
 
 
 def open_sweep(study: str) -> Sweep:
