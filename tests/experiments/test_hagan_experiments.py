@@ -6,17 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.preparation.cubes import CubeContract, Cubes, LabelledCubes
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.data.simulation.subject import make_subject, structure_volumes
 from medsynth_lib.evaluation.segmentation import label_structures
-from medsynth_lib.experiments import hagan
-from medsynth_lib.experiments.hagan import BACKGROUND, People, measure_volumes
-from medsynth_lib.experiments.trained_models import artefact_key, load
+from medsynth_lib.experiments import hagan, trained_models
+from medsynth_lib.experiments.hagan import BACKGROUND, TrainingSubjects, measure_volumes
+from medsynth_lib.experiments.trained_models import artefact_key, default_fabric
 from medsynth_lib.files import DataError
-from medsynth_lib.settings import load_settings, notebooks_folder
+from medsynth_lib.settings import HAGANSettings, JointHAGANSettings, load_settings
+from medsynth_lib.training.hagan_build import build
 
 N = 32
 
@@ -99,6 +102,7 @@ def brains(tmp_path_factory):
     return LabelledCubes(manifest, CubeContract("t1", 48))
 
 
+@pytest.mark.slow
 def test_labels_lie_on_the_image(brains):
     """Ventricles are dark inside the brain, white matter is bright, and all structures lie in the brain."""
     for sample in (brains[i] for i in range(len(brains))):
@@ -113,6 +117,7 @@ def test_labels_lie_on_the_image(brains):
         assert ventricle.mean() < wrong.mean() - 0.1
 
 
+@pytest.mark.slow
 def test_labels_keep_the_volumes_of_the_subject(brains):
     for sample in (brains[i] for i in range(len(brains))):
         truth = structure_volumes(make_subject(int(sample["subject"]), (64, 64, 42), 3.7, tumour=False))
@@ -126,55 +131,106 @@ def test_labels_keep_the_volumes_of_the_subject(brains):
 
 @pytest.fixture
 def lesson(tmp_path, monkeypatch):
-    """Lesson 05 in profile quick with two training people on disk, whose models learn from four."""
+    """Lesson 05 in profile quick with two training subjects on disk, whose models learn from four."""
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
     monkeypatch.setenv("MEDSYNTH_HEADLESS", "1")
-    settings = load_settings("05", "quick", {"people": 4, "volume_counts": dict(train=2, tune=1, test=1)})
+    settings = load_settings("05", "quick", {"training_subjects": 4, "volume_counts": dict(train=2, tune=1, test=1)})
     return SimpleNamespace(settings=settings, data_dir=None, seed=0, notebook="05")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["t1", "ct"])
-def test_a_model_is_found_by_who_its_people_are_and_nobody_is_simulated_for_that(lesson, modality, monkeypatch):
+def test_a_model_is_found_by_who_its_subjects_are_and_none_is_simulated_for_that(lesson, modality, monkeypatch):
     splits, _ = hagan.lesson_cubes(lesson, modality)
     asked = {}
-    monkeypatch.setattr(hagan, "train_or_load", lambda name, recipe, train, tune: asked.update(recipe=recipe, train=train))
+    monkeypatch.setattr(
+        hagan, "train_or_load", lambda name, settings, train, tune: asked.update(settings=settings, train=train)
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(hagan, "simulated_volumes", lambda *_: pytest.fail("somebody was simulated"))
+        patch.setattr(hagan, "simulated_volumes", lambda *_: pytest.fail("a subject was simulated"))
         hagan.trained_hagan(lesson, splits)
-        key = artefact_key(asked["recipe"], asked["train"], splits["tune"])
-    assert isinstance(asked["train"], People) and len(asked["train"]) == 4
+        key = artefact_key(asked["settings"], asked["train"], splits["tune"])
+    assert isinstance(asked["train"], TrainingSubjects) and len(asked["train"]) == 4
     manifest = hagan.simulated_volumes(lesson.settings, modality, dict(train=4))
-    assert key == artefact_key(asked["recipe"], Cubes(manifest, splits["train"].contract), splits["tune"])
+    assert key == artefact_key(asked["settings"], Cubes(manifest, splits["train"].contract), splits["tune"])
     for i in range(2):  # the lesson's own are the first
         assert torch.equal(asked["train"][i]["x"], splits["train"][i]["x"])
     assert not torch.equal(asked["train"][3]["x"], asked["train"][1]["x"])
 
 
-def test_other_people_are_learned_from_as_they_are(lesson, monkeypatch):
+@pytest.mark.slow
+def test_other_subjects_are_learned_from_as_they_are(lesson, monkeypatch):
     splits, _ = hagan.lesson_cubes(lesson, "t1")
     asked = []
-    monkeypatch.setattr(hagan, "train_or_load", lambda name, recipe, train, tune: asked.append(train))
+    monkeypatch.setattr(hagan, "train_or_load", lambda name, settings, train, tune: asked.append(train))
     whole = splits["train"].manifest
     for table in (whole.table.drop(columns="simulator"), whole.table.iloc[::-1], whole.table.assign(simulated=False)):
         splits["train"].manifest = whole.replace(table)  # a look-alike, another order, real scans
         hagan.trained_hagan(lesson, splits)
         assert asked.pop() is splits["train"]
-    lesson.settings = load_settings("05", "quick", {"people": 2, "volume_counts": dict(train=2, tune=1, test=1)})
+    lesson.settings = load_settings(
+        "05", "quick", {"training_subjects": 2, "volume_counts": dict(train=2, tune=1, test=1)}
+    )
     splits["train"].manifest = whole
     hagan.trained_hagan(lesson, splits)
     assert asked.pop() is splits["train"]
 
 
-@pytest.mark.parametrize(("modality", "name"), hagan.NAMES.items())
-def test_shipped_generators_are_those_that_the_lessons_ask_for(modality, name):
-    for number in ("05", "06", "07"):
-        settings = load_settings(number, "lesson")
-        contract = CubeContract(modality, settings.hagan["size"])
-        people = People(settings, contract)
-        first = people.manifest.scans()[0].cells
-        held = [first["subject"][:-5] + f"{20_000 + i:05d}" for i in range(settings.volume_counts["tune"])]
-        tune = SimpleNamespace(contract=contract, manifest=people.manifest.replace(pd.DataFrame(dict(first, subject=held))))
-        recipe = dict(algorithm="hagan", **settings.hagan, seed=0)
-        folder = notebooks_folder() / "pretrained" / f"{name}-{artefact_key(recipe, people, tune)}"
-        assert (folder / "weights.safetensors").stat().st_size < 16e6
-    assert 0 < load(folder, "shipped").steps <= recipe["steps"]
+def test_lessons_05_to_07_share_their_models():
+    """One HA-GAN an organ serves all three: equal settings, subjects and volumes."""
+    one, *others = (load_settings(number, "lesson") for number in ("05", "06", "07"))
+    shared = ("volume_counts", "training_subjects", "volume_size", "shape", "spacing", "hagan", "structures")
+    assert all(getattr(one, name) == getattr(other, name) for name in shared for other in others)
+
+
+def test_a_shipped_model_holds_of_the_generator_its_mean_alone(tmp_path):
+    """Loaded again, both are the mean; everything else is what was trained, to half precision."""
+    settings = JointHAGANSettings(size=32, latent=16, c=2, average=0.9, steps=1, batch_size=1, validate_every=1)
+    model = build(settings)
+    with torch.no_grad():
+        model.networks["G^A"].first.weight.add_(1)
+    trained_models.save(tmp_path / "made", model, CubeContract("t1", 32), {})
+    (tmp_path / "made/history.csv").write_text("step\n1\n")
+    trained_models.ship(tmp_path / "made", tmp_path / "shipped")
+    shipped = load_file(tmp_path / "shipped/made/weights.safetensors")
+    assert not any(k.startswith("G^") for k in shipped)
+    assert all(v.dtype == torch.float16 for v in shipped.values())
+    loaded = trained_models.load(tmp_path / "shipped/made", "shipped")
+    assert loaded.settings == settings
+    for name, source in {"G^A": "mean G^A", "mean G^A": "mean G^A", "D^H": "D^H", "E^G": "E^G"}.items():
+        for key, value in model.networks[source].state_dict().items():
+            assert torch.equal(loaded.networks[name].state_dict()[key], value.half().float()), (name, key)
+
+
+@pytest.mark.slow
+def test_compilation_is_a_switch_of_the_environment_and_means_never_run(monkeypatch):
+    """It changes rounding alone, so that it is no setting; running means are not compiled."""
+    data, made = Unread([dict()]), []
+
+    def fit(model, *_, **__):
+        made.append(model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trained_models.loop, "fit", fit)
+    settings = HAGANSettings(size=32, latent=16, c=2, average=0.9, steps=1)
+    for switch in ("0", "1"):
+        monkeypatch.setenv("MEDSYNTH_COMPILE", switch)
+        with pytest.raises(KeyboardInterrupt):
+            trained_models.train_or_load("test", settings, data, data)
+    plain, compiled = ({k for k, n in m.networks.items() if n._compiled_call_impl is not None} for m in made)
+    assert not plain and compiled == set(made[1].optimisers)
+
+
+def test_precisions_that_mix_the_losses_scales_are_refused(monkeypatch):
+    monkeypatch.setenv("MEDSYNTH_PRECISION", "16-mixed")
+    with pytest.raises(ValueError, match="MEDSYNTH_PRECISION is '16-mixed'; set it to 32-true or bf16-mixed"):
+        default_fabric()
+    monkeypatch.setenv("MEDSYNTH_PRECISION", "bf16-mixed")
+    assert default_fabric().strategy.precision.precision == "bf16-mixed"
+
+
+class Unread(list):
+    """Samples of no subject."""
+
+    contract = CubeContract("t1", 32)
+    manifest = Manifest(pd.DataFrame(dict(subject=[])), "")

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from medsynth_lib.models import baselines as models
+from medsynth_lib.settings import settings_class
 from medsynth_lib.training.baselines import ALGORITHMS, gradient_penalty
 from medsynth_lib.training.loop import fit
 
-RECIPE = dict(latent=8, width=2, widest=8, learning_rate=1e-3, constant_until=1.0, decay_until=2.0, final_learning_rate=0.0)
+SMALL = dict(latent=8, width=2, widest=8, learning_rate=1e-3)
 KWON = ("WGAN", "VAE-GAN", "alpha-GAN")
 
 every = pytest.mark.parametrize("name", ALGORITHMS)
@@ -19,7 +20,7 @@ every = pytest.mark.parametrize("name", ALGORITHMS)
 
 def make(name, size=16, seed=0, **changes):
     torch.manual_seed(seed)
-    return ALGORITHMS[name](RECIPE | dict(size=size) | changes)
+    return ALGORITHMS[name](settings_class(name)(**SMALL | dict(size=size) | changes))
 
 
 def volumes(b=2, size=16, seed=1):
@@ -172,7 +173,7 @@ def told_apart(name):
         return kinds.get(float(v.detach().mean()), 0.0) + 0 * v.flatten(1).mean(1, keepdim=True)
 
     mean = torch.full((2, 8), 5.0)  # far from noise
-    algorithm.score, algorithm.update = score, lambda names, loss: (names, float(loss()))
+    algorithm.score, algorithm.update = score, lambda names, loss, run: (names, float(loss()))
     algorithm.networks = {
         "G": lambda z, *stage: torch.full_like(x, 0.75 if z.mean() > 2 else -0.5),
         "E": lambda v: (mean, torch.full_like(mean, math.log(0.25))) if name == "VAE-GAN" else mean,
@@ -253,7 +254,7 @@ def test_stages_share_the_training():
     assert algorithm.stage() == (2, 1.0)  # what the accountant sees
     expected = {0: (0, 1.0), 39: (1, 0.0), 0.5 * 39 + 39: (1, 1.0), 78 + 9.75: (2, 0.5), 117: (2, 1.0)}
     for step, (stage, alpha) in expected.items():
-        algorithm.learning_rate(step, 117)
+        algorithm.begin_step(step, 117)
         assert algorithm.stage() == (stage, pytest.approx(alpha))
     for progress, size in ((0, 4), (0.5, 8), (0.9, 16)):
         algorithm.progress = progress
@@ -276,7 +277,9 @@ def test_a_step_is_finite_and_moves_every_network(name, b):
     before = {k: [p.clone() for p in n.parameters()] for k, n in algorithm.networks.items()}
     for _ in range(2):
         losses = algorithm.step({"x": volumes(b)})
-    assert set(losses) == {"WGAN": {"d", "g"}, "VAE-GAN": {"d", "g", "e"}, "alpha-GAN": {"d", "g", "c"}}.get(name, {"d", "g"})
+    assert set(losses) == {"WGAN": {"d", "g"}, "VAE-GAN": {"d", "g", "e"}, "alpha-GAN": {"d", "g", "c"}}.get(
+        name, {"d", "g"}
+    )
     assert all(torch.isfinite(v) and not v.requires_grad for v in losses.values())
     for k, network in algorithm.networks.items():
         assert any(not torch.equal(p, q) for p, q in zip(network.parameters(), before[k], strict=True)), k
@@ -312,7 +315,9 @@ def test_a_loss_falls_as_its_networks_learn(name, nets, loss):
 def test_a_generator_learns_what_the_critic_likes(name):
     algorithm = make(name)
     algorithm.score = lambda x: x.mean((1, 2, 3, 4)).unsqueeze(1)
-    values = [float(algorithm.update(("G",), lambda: -algorithm.score(algorithm.sample(volumes())).mean())) for _ in range(20)]
+    values = [
+        float(algorithm.update(("G",), lambda: -algorithm.score(algorithm.sample(volumes())).mean())) for _ in range(20)
+    ]
     assert values[-1] < values[0] - 0.02
 
 

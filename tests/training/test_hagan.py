@@ -210,6 +210,7 @@ def trained(model, folder, until=None):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until", [1, 3])
 def test_a_killed_training_resumes_to_the_bit(tmp_path, until, whole):
     parts = trained(algorithm(), tmp_path, until)

@@ -206,18 +206,29 @@ def test_a_row_of_the_history_holds_every_loss_of_its_steps(tmp_path):
     assert {"d", "g", "e_ground", "e_high", "tune_kl"} <= set(history) and history.notna().all(None)
 
 
-@pytest.mark.parametrize(
-    "until", [1, 2, 3, 4]
-)  # the end of recovery; within counting; before settling; adversarial training
-def test_a_killed_training_resumes_to_the_bit(tmp_path, until, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training of five steps that nothing stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hagan_joint, "COUNTING", 0.4)
+        return trained(tmp_path_factory.mktemp("whole"))
+
+
+def trained(folder, until=None):
+    """One step of recovery, two of counting, two of adversarial training."""
+    model, data = joint(recovery_first=0.2, beta_1=0.5), [{"x": v} for v in volumes(3)]
+    often = dict(validate_every=2, checkpoint_every=1)
+    fit(model, data, data[:1], folder, steps=5, until=until, seed=0, batch_size=2, **often)
+    return model
+
+
+@pytest.mark.slow
+# the end of recovery; within counting; before settling; within adversarial training
+@pytest.mark.parametrize("until", [1, 2, 3, 4])
+def test_a_killed_training_resumes_to_the_bit(tmp_path, until, whole, monkeypatch):
     monkeypatch.setattr(hagan_joint, "COUNTING", 0.4)
-    data, changes = [{"x": v} for v in volumes(3)], dict(recovery_first=0.2, beta_1=0.5)
-    settings = dict(steps=5, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
-    whole, parts, again = (joint(**changes) for _ in range(3))
-    fit(whole, data, data[:1], tmp_path / "whole", **settings)
-    fit(parts, data, data[:1], tmp_path / "parts", until=until, **settings)
-    fit(again, data, data[:1], tmp_path / "parts", **settings)
-    assert same_state(whole, again)
+    trained(tmp_path, until)
+    assert same_state(whole, trained(tmp_path))
 
 
 @pytest.mark.parametrize("lean", [False, True])

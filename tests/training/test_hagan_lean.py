@@ -3,35 +3,41 @@
 import copy
 from functools import partial
 
+import hagan_toys as toys
 import pytest
 import torch
 import torch.nn.functional as F
+from hagan_toys import R, real_of, same_state, volumes
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsynth_lib.models import hagan as models
 from medsynth_lib.models import hagan_lean
-from medsynth_lib.training import hagan
+from medsynth_lib.settings import (
+    ConditionalHAGANSettings,
+    HAGANSettings,
+    JointHAGANSettings,
+    PublicHAGANSettings,
+    WithoutLowBranchSettings,
+)
+from medsynth_lib.training import hagan_joint
 from medsynth_lib.training import hagan_lean as training
-from medsynth_lib.training.hagan import GENERATOR, HAGAN, PAPER, low_resolution, select_high
-from medsynth_lib.training.hagan_lean import SecondMomentAdam
-from medsynth_lib.training.loop import fit
+from medsynth_lib.training.hagan import DISCRIMINATORS, GENERATOR, low_resolution, select_high
+from medsynth_lib.training.hagan_build import build
+from medsynth_lib.training.hagan_lean import SecondMomentAdam, recompute
+from medsynth_lib.training.loop import Run, fit
 
-RECIPE = PAPER | dict(size=32, latent=16, c=4, loss="public", kl_weight=0.01, average=0.9, lean=True, learning_rate=1e-3)
 FORMS = dict(lean=False), dict(lean=True)
-R = 8  # where the sub-volume of these tests starts
+SIZES = 32, pytest.param(64, marks=pytest.mark.slow)
+PHASES = dict(recovery_first=0.2, beta_1=0.5)
+AS_PRINTED = dict(recovery_first=0.0, encoder_rate=1.0)
 
 
-def algorithm(dtype=torch.float32, **changes):
-    torch.manual_seed(0)
-    model = HAGAN(RECIPE | changes)
+def algorithm(dtype=torch.float32, kind=PublicHAGANSettings, **changes):
+    model = toys.algorithm(kind, **dict(lean=True) | changes)
     for network in model.networks.values():
         network.to(dtype)
     return model
-
-
-def volumes(b=2, size=32, dtype=torch.float32):
-    return (torch.rand(b, 1, size, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1).to(dtype)
 
 
 def relative(have, want):
@@ -56,7 +62,9 @@ UP_SAMPLING = [
 def device(request, monkeypatch):
     """Run a test with the operations that are chosen on a CPU, and with those that are chosen on a GPU, where there is none."""
     monkeypatch.setattr(hagan_lean, "on_gpu", lambda x: request.param == "GPU")
-    monkeypatch.setattr(hagan_lean, "SMALL", 2**12)  # values: small test volumes, too, are cut into groups, but not all of them
+    monkeypatch.setattr(
+        hagan_lean, "SMALL", 2**12
+    )  # values: small test volumes, too, are cut into groups, but not all of them
     return request.param
 
 
@@ -65,7 +73,9 @@ def test_which_form_of_up_sampling_runs(device):
     asked = [(4, 5), (8, 5), (16, 5), (32, 5), (32, 1)]
 
     def names(dtype):
-        sizes = [(hagan_lean.UpConv3d(3, channels, 3), torch.zeros(1, 3, 1, 1, n, dtype=dtype)) for n, channels in asked]
+        sizes = [
+            (hagan_lean.UpConv3d(3, channels, 3), torch.zeros(1, 3, 1, 1, n, dtype=dtype)) for n, channels in asked
+        ]
         return " ".join(type(layer.form(x)).__name__ for layer, x in sizes)
 
     expected = ["Products Transposed Transposed Phases Phases"] * 2
@@ -123,7 +133,9 @@ def test_gradients_by_groups_are_autograds(small, layout, learns, monkeypatch):
     """Of ReLU(GroupNorm(y)): y's, in the place of the output; weight's and bias's where they learn."""
     monkeypatch.setattr(hagan_lean, "SMALL", small)
     draw, groups, eps = torch.Generator().manual_seed(0), 3, 1e-5
-    grad, y = (torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, generator=draw).to(memory_format=layout) for _ in range(2))
+    grad, y = (
+        torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, generator=draw).to(memory_format=layout) for _ in range(2)
+    )
     weight, bias = torch.randn(2, 6, dtype=torch.float64, generator=draw)
     given = [v.clone().requires_grad_() for v in (y, weight, bias)]
     F.group_norm(given[0], groups, *given[1:], eps).relu().backward(grad)
@@ -180,7 +192,7 @@ def inputs(size, dtype):
             "D^L": (low_resolution(x),), "E^H": (x_r,), "E^G": (a,)}  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("learns", [True, False])
 def test_every_network_has_the_same_output_and_gradients(size, learns):
     """fp64, relative 1e-10; of the input and, where it learns, of every parameter. Names stay, and the mean stays plain."""
@@ -200,43 +212,46 @@ def test_every_network_has_the_same_output_and_gradients(size, learns):
     assert fused["G^A"] == models.levels(size) and fused["G^H"] == 2 and fused["mean G^H"] == 0
 
 
-def steps(model, x):
-    """The four sub-steps on given volumes and a given start, by name."""
-    real = select_high(x, R, model.depth), low_resolution(x)
-    label = torch.arange(len(x)) if model.classes else None
+def updates(model, x):
+    """The four updates on given volumes and a given start, by name: who learns, and the terms of the loss."""
+    label = torch.arange(len(x)) if "label" in model.reads else None
+    real = real_of(model, x, R, label)
     return {
-        "D": (("D^H", "D^L"), lambda: model.discriminator_loss(real, R, label)),
-        "G": (GENERATOR, lambda: model.generator_loss(len(x), R, label)),
-        "E^H": (("E^H",), lambda: model.high_loss(real[0])),
-        "E^G": (("E^G",), lambda: model.ground_loss(x, real, R, label)),
+        "D": (DISCRIMINATORS, lambda: model.real_loss(real), lambda: model.fake_loss(real)),
+        "G": (GENERATOR, lambda: model.generator_loss(real)),
+        "E^H": (("E^H",), lambda: model.high_loss(real)),
+        "E^G": (("E^G",), lambda: model.ground_loss(real)),
     }
 
 
-def loss_and_gradients(step, size, dtype, b=2, **changes):
-    """Of one sub-step, as `HAGAN.update` makes it: the gradients that the optimisers are given, and the buffers after it."""
+def loss_and_gradients(step, size, dtype, b=2, again=(), **changes):
+    """Of one update: the gradients that the optimisers are given, and the buffers after it; ``again`` names what recomputes."""
     model, grads = algorithm(dtype, size=size, **changes), {}
+    for name in again:
+        recompute(model.networks[name])
     model.networks["G^A"].requires_grad_(False)
-    names, loss = steps(model, volumes(b, size, dtype))[step]
+    names, *terms = updates(model, volumes(b, size, dtype))[step]
     of = {id(p): (n, k) for n in names if n in model.networks for k, p in model.networks[n].named_parameters()}
 
     def take(parameter):
         assert id(parameter) not in {id(p) for p in grads}
         grads[of[id(parameter)]] = parameter.grad.clone()
 
+    lean = model.settings.lean
     for optimiser in model.optimisers.values():
         optimiser.update = take
-        if not model.recipe["lean"]:
+        if not lean:
             parameters = optimiser.param_groups[0]["params"]
             optimiser.step = lambda parameters=parameters: [take(p) for p in parameters if p.grad is not None]
-    model.noise = lambda b, label, device: model.with_label(torch.randn(b, 16).to(dtype), label)
+    model.noise = lambda real: torch.randn(len(real.x), 16).to(dtype)
     torch.manual_seed(5)
-    value = model.update(names, loss=loss)["loss"]
-    assert not model.recipe["lean"] or all(p.grad is None for net in model.networks.values() for p in net.parameters())
+    value = sum(model.update(names, Run(), *terms))
+    assert not lean or all(p.grad is None for net in model.networks.values() for p in net.parameters())
     buffers = {(n, k): v for n, net in model.networks.items() for k, v in net.named_buffers()}
     return float(value), grads, buffers
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("step", ["D", "G", "E^H", "E^G"])
 def test_every_step_has_the_same_loss_and_gradients(step, size, device):
     """fp64: all within 1e-10, the spectral norms' vectors too. fp32: losses within 1e-5, gradients within 3 times the plain
@@ -253,24 +268,41 @@ def test_every_step_has_the_same_loss_and_gradients(step, size, device):
     assert errors[1] < 3 * errors[0]
 
 
-@pytest.mark.parametrize("changes", [dict(loss="paper"), dict(low_branch=False), dict(classes=2), dict(fraction=1 / 2),
-                                     dict(channels_last=True, checkpoint=True)])  # fmt: skip
+VARIANTS = [
+    dict(kind=HAGANSettings),
+    dict(kind=WithoutLowBranchSettings),
+    dict(kind=ConditionalHAGANSettings),
+    dict(fraction=1 / 2),
+    dict(channels_last=True, again=("G^L", "G^H")),
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("step", ["D", "G", "E^G"])
 def test_variants_have_the_same_gradients(step, changes, device):
     """Those of other losses and networks, and those of the plain form without a switch that changes none."""
-    base = {k: v for k, v in changes.items() if k not in ("channels_last", "checkpoint")}
+    base = {k: v for k, v in changes.items() if k not in ("channels_last", "again")}
     exact, want, _ = loss_and_gradients(step, 32, torch.float64, lean=False, **base)
     for form in FORMS[base == changes :]:
         value, have, _ = loss_and_gradients(step, 32, torch.float64, **changes | form)
         assert abs(value - exact) < 1e-10 and relative(have, want) < 1e-10
 
 
-@pytest.mark.parametrize("b, joint, beta_1", [(1, False, 0.0), (2, False, 0.0), (2, True, 0.0), (2, True, 0.5)])
-def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, joint, beta_1):
+ITERATIONS = [
+    (1, dict()),
+    (2, dict()),
+    (2, dict(kind=JointHAGANSettings, beta_1=0.0, **AS_PRINTED)),
+    (2, dict(kind=JointHAGANSettings, **AS_PRINTED)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("b, changes", ITERATIONS)
+def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, changes):
     """Three whole iterations in fp64: losses and weights within 1e-8; batch size 1 works."""
     torch.set_default_dtype(torch.float64)
     try:
-        plain, lean = (algorithm(torch.float64, joint=joint, beta_1=beta_1, **form) for form in FORMS)
+        plain, lean = (algorithm(torch.float64, **changes | form) for form in FORMS)
         for k in range(3):
             losses = []
             for model in (plain, lean):
@@ -286,49 +318,50 @@ def test_iterations_draw_the_same_numbers_and_end_at_the_same_weights(b, joint, 
 def test_several_processes_and_scaled_losses_step_after_the_backward_pass():
     """Gradients of other processes are still to be added, or a scale to be taken off: no step within the backward pass."""
 
-    class Owner:
-        def __init__(self, processes, precision):
-            self.world_size = processes
-            self.strategy = self.precision = self
-            self.precision = type("P", (), dict(precision=precision))
-
-        def backward(self, loss):
-            loss.backward()
-            model = self.model
-            self.seen = all(p.grad is not None for p in model.networks["E^H"].parameters())
-
-    x = volumes()
     for processes, precision, waits in ((2, "32-true", True), (1, "16-mixed", True), (1, "bf16-mixed", False)):
-        model, owner = algorithm(), Owner(processes, precision)
-        owner.model, model.backward = model, owner.backward
-        names, loss = steps(model, x)["E^H"]
-        model.update(names, loss=loss)
-        assert owner.seen == waits
+        model, seen = algorithm(), []
+
+        def backward(loss, model=model, seen=seen):
+            loss.backward()
+            seen.append(all(p.grad is not None for p in model.networks["E^H"].parameters()))
+
+        names, loss = updates(model, volumes())["E^H"]
+        model.update(names, Run(processes=processes, precision=precision, backward=backward), loss)
+        assert seen == [waits]
         assert all(state["step"] == 1 for state in model.optimisers["E^H"].state.values())
         assert len(model.optimisers["E^H"].state) == len(list(model.networks["E^H"].parameters()))
-    model = algorithm(joint=True, recovery_first=0.5)
-    model.backward = Owner(2, "32-true").backward
-    with pytest.raises(ValueError, match="recovery_first needs one process"):
-        model.learning_rate(0, 4)
 
 
-@pytest.mark.parametrize("until", [1, 3, 4])  # the end of recovery; before settling; within the game
-@pytest.mark.parametrize("changes", [dict(), dict(joint=True, recovery_first=0.2, beta_1=0.5)])
-def test_a_killed_training_resumes_to_the_bit(tmp_path, changes, until, monkeypatch):
-    monkeypatch.setattr(hagan, "COUNTING", 0.4)
-    data = [{"x": v} for v in volumes(3)]
-    settings = dict(steps=5, seed=0, batch_size=2, validate_every=2, checkpoint_every=1)
-    whole, parts, again = (algorithm(**changes) for _ in range(3))
-    fit(whole, data, data[:1], tmp_path / "whole", **settings)
-    fit(parts, data, data[:1], tmp_path / "parts", until=until, **settings)
-    fit(again, data, data[:1], tmp_path / "parts", **settings)
-    for name, network in whole.networks.items():
-        for key, value in network.state_dict().items():
-            assert torch.equal(value, again.networks[name].state_dict()[key]), (name, key)
-    steps = dict.fromkeys(whole.optimisers, 5)
-    if changes:  # one of recovery, two of counting, two of the game
+KINDS = {"public": dict(), "joint": dict(kind=JointHAGANSettings, **PHASES)}
+
+
+def trained(kind, folder, until=None):
+    """Five steps; in the joint form one of recovery, two of counting, two of adversarial training."""
+    model, data = algorithm(**KINDS[kind]), [{"x": v} for v in volumes(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hagan_joint, "COUNTING", 0.4)
+        often = dict(validate_every=2, checkpoint_every=1)
+        fit(model, data, data[:1], folder, steps=5, until=until, seed=0, batch_size=2, **often)
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Trainings that nothing stopped, by kind."""
+    return {kind: trained(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("until", [1, 3, 4])  # the end of recovery; before settling; within adversarial training
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_training_resumes_to_the_bit(tmp_path, kind, until, whole):
+    trained(kind, tmp_path, until)
+    again = trained(kind, tmp_path)
+    assert same_state(whole[kind], again)
+    steps = dict.fromkeys(again.optimisers, 5)
+    if kind == "joint":
         steps |= {"D^H": 2, "D^L": 2, "E^H": 1, "E^G": 1}
-    for name, optimiser in whole.optimisers.items():
+    for name, optimiser in whole[kind].optimisers.items():
         state, resumed = (o.state_dict()["state"] for o in (optimiser, again.optimisers[name]))
         assert state.keys() == resumed.keys()
         for p, q in ((state[k], resumed[k]) for k in state):
@@ -350,6 +383,7 @@ def test_mixed_precision_gives_what_the_plain_form_gives(device):
 # -- what it saves -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [128, 256])
 def test_an_iteration_takes_at_most_half_of_the_operations(size, monkeypatch):
     """At the paper's widths and batch 2, on the meta device, which computes shapes alone. Deterministic."""
@@ -357,7 +391,7 @@ def test_an_iteration_takes_at_most_half_of_the_operations(size, monkeypatch):
     counts = []
     for form in FORMS:
         with torch.device("meta"):
-            model = HAGAN(RECIPE | dict(size=size, latent=1024, c=32, average=0.0) | form)
+            model = build(PublicHAGANSettings(size=size, **form))
         with FlopCounterMode(display=False) as counter:
             model.step({"x": torch.empty(2, 1, size, size, size, device="meta")})
         counts.append(counter.get_total_flops())
