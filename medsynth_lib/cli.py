@@ -192,10 +192,14 @@ STUDIES = ("adaptation", "slice-vae")
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Run what is missing of a study."""
+    """Run what is missing of a study; what makes no sense is said in one line."""
     from medsynth_lib.experiments.sweep import run_sweep
 
-    return run_sweep(options.study, options.profile, options.only, options.part, options.jobs)
+    try:
+        return run_sweep(options.study, options.profile, options.only, options.part, options.jobs)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def adapt(options: argparse.Namespace) -> int:

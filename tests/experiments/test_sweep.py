@@ -10,6 +10,7 @@ import pytest
 import torch
 import toy_study
 
+from medsynth_lib import cli
 from medsynth_lib.experiments import sweep
 from medsynth_lib.files import DataError
 
@@ -133,6 +134,11 @@ def test_ctrl_c_keeps_what_is_finished(runs, monkeypatch, capsys):
     assert sweep.run_sweep("toy", "quick") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert len(SWEEP.missing(toy_study.groups("quick")[0].cells)) == 3
+
+
+def test_a_request_that_makes_no_sense_is_refused_in_one_line(capsys):
+    assert cli.main(["sweep", "slice-vae", "--part", "3/2"]) == 2
+    assert capsys.readouterr().err == "error: part '3/2': write I/N for the I-th of N shares, such as 1/4\n"
 
 
 @pytest.mark.slow
