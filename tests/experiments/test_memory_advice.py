@@ -47,7 +47,8 @@ ALPHA_GAN = AlphaGANSettings(size=64, latent=8, width=2, widest=8, **SHORT)
 
 
 @pytest.mark.parametrize("settings, sample, levers", [
-    (HAGAN, None, ["batch 1, fp32, sub-volume 0.25", "sub-volume 0.125", "32^3, batch 2", "lean form"]),
+    pytest.param(HAGAN, None, ["batch 1, fp32, sub-volume 0.25", "sub-volume 0.125", "32^3, batch 2", "lean form"],
+                 marks=pytest.mark.slow),
     (ALPHA_GAN, None, ["64^3, batch 1", "32^3, batch 2"]),
     (PIX2PIX, BRAIN, ["batch 1, fp32, volumes as they are", "bf16 autocast", "checkpointing"]),
 ])  # fmt: skip

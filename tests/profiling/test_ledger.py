@@ -151,7 +151,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("HA-GAN" in n)) for n in PAIRS])
 def test_fake_steps_hold_what_real_ones_do(name):
     """The same ledger on real tensors, where strides, saved tensors and lifetimes are those of the real kernels: within 3 %."""
     make = functools.partial(training_in, *reversed(PAIRS[name]))

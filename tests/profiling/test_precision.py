@@ -52,6 +52,7 @@ def test_single_precision_of_a_gpus_autocast():
     assert network(torch.rand(2, 3)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_hagan_in_other_precisions(precision):
     report = plan(small_hagan, 32, 1, precision)
