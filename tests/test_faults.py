@@ -87,6 +87,7 @@ def alive(process):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("kind", ["chests", "brains"])
 def test_kill_9_during_simulation_then_the_same_data_set(kind, jobs, tmp_path, undisturbed):
@@ -105,6 +106,7 @@ def test_kill_9_during_simulation_then_the_same_data_set(kind, jobs, tmp_path, u
     assert content(tmp_path / "data") == undisturbed[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chests", "brains"])
 def test_disk_full_during_simulation(kind, tmp_path, undisturbed):
     process = child(kind, tmp_path / "data", limit=2000)
@@ -115,6 +117,7 @@ def test_disk_full_during_simulation(kind, tmp_path, undisturbed):
     assert content(tmp_path / "data") == undisturbed[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chests", "brains"])
 def test_two_simulations_of_one_data_set_at_once(kind, tmp_path, undisturbed):
     both = [child(kind, tmp_path / "data") for _ in range(2)]

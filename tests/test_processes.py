@@ -36,6 +36,7 @@ def test_a_killed_worker_is_one_clear_error(tmp_path):
         run(killed, [(i,) for i in range(4)], 2, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path, how):
     code = f"from test_processes import run, square; run(square, [(i, {str(tmp_path)!r}) for i in range(400)], 2, None)"

@@ -325,6 +325,7 @@ def test_a_client_is_not_started_without_space(tmp_path, monkeypatch):
         download.get("lidc", tmp_path, accept_license=True)
 
 
+@pytest.mark.slow
 def test_disk_full_in_the_middle_then_the_rest(site):
     error = child(site, "/good", limit=150_000).communicate(timeout=300)[1]
     assert "DataError" in error and "cannot be written (File too large)" in error
@@ -383,6 +384,7 @@ def wait_for(condition, seconds=400):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_kill_9_while_the_hash_is_taken_loses_nothing(site, tmp_path):
     process = child(site, "/good", marker=tmp_path / "hashing")
     try:
@@ -406,6 +408,7 @@ def test_a_whole_part_with_a_wrong_hash_is_not_kept(site):
     require_complete(site.get("/good", md5=MD5))
 
 
+@pytest.mark.slow
 def test_kill_9_and_go_on_while_a_second_call_is_refused(site):
     process = child(site, "/slow")
     part = site.folder / ".incoming" / "set.tar.part"

@@ -72,6 +72,7 @@ def test_overlay_chooses_the_position_and_is_drawn():
     assert not show(volume, affine).legends
 
 
+@pytest.mark.slow
 def test_legend_has_the_colours_of_the_picture():
     volume = np.full((8, 9, 10), 0.5, np.float32)  # middle grey
     labels = np.zeros(volume.shape)

@@ -103,6 +103,7 @@ def test_shipped_model_has_converged(folder):
     assert abs(late.iloc[-1] / late.iloc[0] - 1) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda p: p.name)
 def test_shipped_model_fits_the_profile_and_beats_the_baselines(folder, tmp_path):
     """In its domain, on four test subjects: 3 dB above copying FLAIR, T2 or the mean T1, and its key is the lesson's."""

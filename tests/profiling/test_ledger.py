@@ -169,6 +169,7 @@ PIX2PIX = Pix2PixSettings(width=2, loss="l1", learning_rate=1e-3)
 BRAIN = {"x": torch.zeros(2, 16, 16, 12), "y": torch.zeros(1, 16, 16, 12), "mask": torch.ones(1, 16, 16, 12) > 0}
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_given_samples():
     """Its volumes are no cubes, and its network is moved to another memory layout when it is made."""
     build = lambda: Pix2Pix(PIX2PIX)  # noqa: E731
@@ -249,6 +250,7 @@ def test_the_garbage_collector_is_left_as_it_was():
     assert gc.get_freeze_count() == before < within[1]
 
 
+@pytest.mark.slow
 def test_hagan_phases_and_layers():
     """Phases are found from the updates; the constants of the networks' module stay real."""
     report = plan(small_hagan, 32)

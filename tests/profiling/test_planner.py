@@ -16,6 +16,7 @@ from medsynth_lib.training.hagan_build import build as build_hagan
 from medsynth_lib.training.loop import Algorithm
 
 
+@pytest.mark.slow
 def test_levers_of_the_planner():
     base = plan(segresnet, 32, 2)
     assert plan(segresnet, 32, 2, checkpointing=True).parts["activations"] < 0.8 * base.parts["activations"]
@@ -40,6 +41,7 @@ def test_levers_of_the_lean_form_alone():
     assert both.timeline["activations"].max() < 0.8 * fused.timeline["activations"].max()
 
 
+@pytest.mark.slow
 def test_baselines_see_whole_volumes():
     """Eight times the voxels, eight times the activations; and fused up-sampling takes the largest of them away."""
     small, large = (plan(wgan, size, batch=2) for size in (16, 32))
@@ -77,6 +79,7 @@ def test_largest_setting(plain_plan):
     assert table.loc[4, "card_gib"] == pytest.approx(1 + 1.15 * 2)
 
 
+@pytest.mark.slow
 def test_what_is_planned_already_is_not_planned_again(monkeypatch, capsys):
     asked = []
 

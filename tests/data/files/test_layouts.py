@@ -278,6 +278,7 @@ def moved_head():
     return t1, t2, brain, motion
 
 
+@pytest.mark.slow
 def test_registration_finds_the_motion(moved_head):
     t1, t2, _, motion = moved_head
     found = ready.register(ready.to_itk(t2), ready.to_itk(t1), sitk.Euler3DTransform())
@@ -287,6 +288,7 @@ def test_registration_finds_the_motion(moved_head):
         assert np.linalg.norm(moved - (motion @ [*point, 1])[:3]) < 0.5
 
 
+@pytest.mark.slow
 def test_skull_stripping_keeps_the_brain(moved_head):
     t1, t2, brain, _ = moved_head
     grid = ready.to_itk(t2)
@@ -353,6 +355,7 @@ def test_every_layout_has_a_lookalike():
     assert not Path("never-written").exists()
 
 
+@pytest.mark.slow
 def test_a_lookalike_says_that_it_is_simulated(tmp_path):
     folder = lookalike.write("copdgene", tmp_path / "c")
     assert "simulated" in (folder / "SIMULATED.txt").read_text()

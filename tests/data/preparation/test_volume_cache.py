@@ -157,6 +157,7 @@ def start_build(folder, n, jobs, log, seconds):
     return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_to_the_same_folder(tmp_path):
     folder, log = tmp_path / "killed", tmp_path / "log"
     process = start_build(folder, 12, 2, log, 0.2)
@@ -177,6 +178,7 @@ def test_a_killed_build_goes_on_to_the_same_folder(tmp_path):
     assert {k: v for k, v in contents(folder).items() if k[0] != "."} == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_builds_at_once(tmp_path):
     both = [start_build(tmp_path / "c", 8, jobs, tmp_path / "log", 0.02) for jobs in (1, 2)]
     errors = [process.communicate(timeout=200)[1].decode() for process in both]
@@ -203,6 +205,7 @@ def test_a_killed_worker_and_errors_of_make_are_told_apart_from_the_disk(tmp_pat
 # --- faults of the disk, damage, bad input ---
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_size_is_a_real_half_write(tmp_path):
     """The kernel itself ends the write in the middle of a volume."""
     code = (

@@ -184,6 +184,7 @@ def person():
     return make_subject(3, (96, 96, 96), 2.0)
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_subject_at_every_grid():
     """Stated for 64^3 at 3 mm against 96^3 at 2 mm: brain and tumour 3 %, ventricles 5 %, oedema label 12 %."""
     for seed in range(6):
@@ -201,6 +202,7 @@ def test_subject_does_not_depend_on_the_field_of_view():
     np.testing.assert_allclose(wide.fractions[(slice(None), *crop)], narrow.fractions, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_brain_sizes_are_human():
     sizes = [make_subject(s, (48,) * 3, 4.0, tumour=False).truth["brain_ml"] for s in range(40)]
     assert 1300 < np.mean(sizes) < 1500 and min(sizes) > 950 and max(sizes) < 1900
@@ -232,6 +234,7 @@ def test_deformation_does_not_fold(seed, ventricle_mm):
     assert np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1))).min() > 0
 
 
+@pytest.mark.slow
 def test_known_ventricle_change_is_measured_in_the_image():
     """At 1 mm, CSF counted on a noise-free image in the ventricles' neighbourhood changes as the truth says, within 5 %."""
 
@@ -251,6 +254,7 @@ def test_known_ventricle_change_is_measured_in_the_image():
     assert measured(large) - measured(small) == pytest.approx(change, rel=0.05)
 
 
+@pytest.mark.slow
 def test_twelve_structures_have_plausible_volumes():
     """Approximate labels: within a factor of two of typical adult volumes (ml); two known to be small, of 2.5."""
     typical = {

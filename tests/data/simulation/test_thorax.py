@@ -29,6 +29,7 @@ def people():
     return [make_thorax(seed) for seed in range(24)]
 
 
+@pytest.mark.slow
 def test_materials_share_every_voxel(people):
     for person in people[:6]:
         assert person.fractions.min() >= -1e-5
@@ -36,6 +37,7 @@ def test_materials_share_every_voxel(people):
         assert person.hu.min() >= -1024 and 300 < person.hu.max() < 900 and person.hu.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_nobody_is_cut_off_by_the_field_of_view():
     """The body ends before the sides of the image, the lungs before its top and bottom."""
     for seed in range(40):
@@ -54,6 +56,7 @@ def test_volumes_are_those_of_adults(people):
     assert (table["emphysema_percent"] == 0).any() and (table["bone_ml"] > 800).all()
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_person_on_every_grid():
     for seed in (0, 3, 5):
         coarse, fine = (make_thorax(seed, (n,) * 3, noise=False).truth for n in (64, 112))
@@ -69,6 +72,7 @@ def test_same_seed_same_scan_other_seed_other_person():
     assert np.array_equal(one.hu, again.hu) and not np.array_equal(one.hu, other.hu)
 
 
+@pytest.mark.slow
 def test_thresholds_find_the_volumes(people):
     """Measured from HU alone at 64^3. The biases are those of partial volume: thin shells of dense bone fill whole voxels,
     thin fat and small holes in the lung are lost; the order of people stays."""
@@ -148,6 +152,7 @@ def test_share_of_a_slab_is_its_thickness(axis):
         assert np.mean(found) == pytest.approx(thickness, rel=0.03)
 
 
+@pytest.mark.slow
 def test_lung_function_falls_with_emphysema_and_stays_positive():
     table = np.array([list(make_thorax(s, (24,) * 3).truth.values()) for s in range(120)])
     emphysema, fev1, ratio = table[:, 2], table[:, 5], table[:, 6]
