@@ -49,6 +49,7 @@ def test_commands_with_a_command_line_of_their_own_get_all_words(monkeypatch):
     assert cli.main(["memory", "HA-GAN", "--size", "64"]) == 3 and heard == [["HA-GAN", "--size", "64"]]
 
 
+@pytest.mark.slow
 def test_data_runs_the_downloader():
     done = call("-m", "medsynth_lib.cli", "data", "list")
     assert done.returncode == 0 and "ixi" in done.stdout

@@ -219,6 +219,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.slow
 def test_nothing_loads_a_pickle_or_runs_text():
     for name, text in sources():
         for node in ast.walk(ast.parse(text)):

@@ -113,6 +113,7 @@ def require_volume(volume):
         assert torch.isfinite(volume.as_tensor()).all() and np.isfinite(np.asarray(volume.affine)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_nifti_headers_and_bodies(sandbox, ending):
     @fuzz()
@@ -281,6 +282,7 @@ def require_unpacked_or_nothing(sandbox, path, out):
     return verdict
 
 
+@pytest.mark.slow
 def test_archives_of_hostile_members(sandbox):
     serial, verdicts = iter(range(10**9)), []
 

@@ -661,6 +661,7 @@ def verdicts(report):
     return [line for line in report.lines() if line.startswith("usable as")]
 
 
+@pytest.mark.slow
 def test_verify_your_own_pairs(own, tmp_path, capsys):
     assert verdicts(own("AAABBB")) == ["usable as pairs: yes", "usable as volumes: yes"]
     assert main(["verify", "OWN", str(tmp_path)]) == 0 and "18 x 20 x 20 x 16, 8 x 8 x 8 mm" in capsys.readouterr().out
@@ -739,6 +740,7 @@ def test_verify_finds_two_grids_in_a_published_scan(tmp_path):
     assert "_T2.nii.gz" in affines and "differ by up to 0.5 mm; resample" in affines
 
 
+@pytest.mark.slow
 def test_verify_finds_a_leak(own, tmp_path):
     own("AAABBB", splits=["train", "tune", "test"] * 2)
     text = (tmp_path / "manifest.csv").read_text()

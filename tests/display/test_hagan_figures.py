@@ -178,6 +178,7 @@ def parts(**values):
     return dict.fromkeys(memory.PARTS, 0.0) | values
 
 
+@pytest.mark.slow
 def test_the_timeline_stacks_parts_and_names_updates():
     rows = [parts(parameters=4.0) | {"phase": ""}, parts(parameters=4.0, activations=2.0) | {"phase": "D"}]
     rows += [parts(parameters=4.0, activations=1.0) | {"phase": "G"}]

@@ -150,6 +150,7 @@ def test_losses_are_drawn_with_a_line_at_the_output():
     assert figure.axes[0].get_ylim() == (2.5, -0.5)  # the first candidate is on top
 
 
+@pytest.mark.slow
 def test_every_seed_has_a_marker():
     table = pd.DataFrame({0: [0.1, -3.0], 1: [0.2, -2.0]}, ["a", "b"])
     figure = adaptation.seed_figure({"Y_t": table, "Y_s": table + 1}, "two methods")

@@ -12,4 +12,4 @@ def test_no_row_and_no_column_is_left_out(monkeypatch):
     tables.show_table(table)
     text, html = shown[0]
     assert all(f"row {k}<" in html for k in range(55)) and all(f"column {k}<" in html for k in range(18))
-    assert "..." not in text and pd.get_option("display.max_rows") < 61
+    assert "..." not in text

@@ -39,6 +39,7 @@ def brats_folder(tmp_path):
     return tmp_path / "brats"
 
 
+@pytest.mark.slow
 def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(brats_folder))
     lesson = open_lesson("02", "quick", out_dir=tmp_path / "out")

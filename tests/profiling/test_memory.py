@@ -8,6 +8,7 @@ import pytest
 from medsynth_lib.profiling import memory
 
 
+@pytest.mark.slow
 def test_command_line(capsys):
     network = "toys:segresnet"
     assert memory.main([network, "--size", "8", "16", "--layers", "3"]) == 0

@@ -294,6 +294,7 @@ LOSSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, nets, loss", LOSSES)
 def test_a_loss_falls_as_its_networks_learn(name, nets, loss):
     """Twenty steps of the networks that the loss is for; the others keep their weights and have no gradients."""

@@ -100,6 +100,7 @@ def test_same_cube_from_every_orientation(tmp_path):
     assert torch.allclose(*cubes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lung_volume_survives_preparation():
     """Trimming and resizing change the voxel size, which the cube's affine knows."""
     thorax = make_thorax(1, (96, 96, 96))

@@ -91,6 +91,7 @@ def bloch_mprage(t1, t2, tr, te, ti, flip, echo_spacing, n_pulses=176, repeats=4
 BLOCH = {"spin_echo": bloch_spin_echo, "inversion_recovery": bloch_inversion_recovery, "mprage": bloch_mprage}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("contrast", ["t1", "t2", "flair"])
 def test_signal_equations_equal_bloch_simulation(site, contrast):
@@ -195,6 +196,7 @@ def test_one_seed_is_one_subject_at_every_grid():
             assert small[key] == pytest.approx(large[key], rel=tolerance, abs=0.05), (seed, key)
 
 
+@pytest.mark.slow
 def test_subject_does_not_depend_on_the_field_of_view():
     wide, narrow = make_subject(3, (84, 84, 70), 3.0), make_subject(3, (64, 64, 50), 3.0)
     crop = tuple(slice((a - b) // 2, (a + b) // 2) for a, b in zip(wide.shape, narrow.shape, strict=True))
@@ -208,6 +210,7 @@ def test_brain_sizes_are_human():
     assert 1300 < np.mean(sizes) < 1500 and min(sizes) > 950 and max(sizes) < 1900
 
 
+@pytest.mark.slow
 def test_fractions_fill_the_brain_and_nothing_else(person):
     total = person.fractions.sum(0).numpy()
     assert person.fractions.min() >= -1e-6 and total.max() < 1 + 1e-5
@@ -224,6 +227,7 @@ def test_tumour_free_subject_has_no_tumour():
     assert not healthy.seg.any() and healthy.truth["enhancing_ml"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed, ventricle_mm", [(0, None), (1, None), (19, None), (23, None), (5, -1.0), (4, 4.5), (5, 4.5)]
 )
@@ -332,6 +336,7 @@ def test_seed_ranges_are_disjoint():
     assert sum(map(len, ranges)) == len(set().union(*ranges))
 
 
+@pytest.mark.slow
 def test_dataset_resumes_after_a_crash(tmp_path, monkeypatch):
     """A run that dies in the middle leaves whole cases only; the next run finishes it to the same bytes."""
     import medsynth_lib.data.simulation.dataset as simulate
@@ -406,6 +411,7 @@ def test_dataset_has_the_brats_layout(tmp_path):
     assert truth["brain_ml"] == pytest.approx(frame["brain_ml"][0])
 
 
+@pytest.mark.slow
 def test_speed_on_one_core():
     """0.3 s at 64^3 for a subject and six images; the bound here is three times that, for busy test machines."""
     make_subject(0), torch.set_num_threads(1)

@@ -48,6 +48,7 @@ def test_nobody_is_cut_off_by_the_field_of_view():
         assert max(lung[:, :, 0].max(), lung[:, :, -1].max()) == 0
 
 
+@pytest.mark.slow
 def test_volumes_are_those_of_adults(people):
     """Inspired lungs hold 2.5 to 7.5 l, 4 to 6 l on average; emphysema is missing in some people and half the lung at most."""
     table = {k: np.array([p.truth[k] for p in people]) for k in VOLUMES}
@@ -180,6 +181,7 @@ def test_hounsfield_of_pure_materials():
     assert -190 < HOUNSFIELD["fat"] < -30 and min(HOUNSFIELD["marrow"], HOUNSFIELD["cortical"]) > 150
 
 
+@pytest.mark.slow
 def test_a_subject_takes_at_most_04_seconds_of_one_core():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
