@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-TOGETHER = 4  # channels that a `ByChannels` works on at a time
+CONVOLVED, TOGETHER = 16, 4  # channels that `FirstBlock` makes at a time, and that `ByChannels` works on at a time
 
 
 class Normalise(nn.Module):
@@ -48,7 +48,8 @@ class DenseShortcut(nn.Module):
         states = [x]
         for conv, weights in zip(self.convs, self.weights, strict=True):
             new = self.normalise(conv(states[-1]))
-            states.append(new + sum(w * s for w, s in zip(weights, states, strict=True)))
+            scaled = [w * s for w, s in zip(weights, states, strict=True)]
+            states.append(new + sum(scaled[1:], start=scaled[0]))
         return states[-1]
 
 
@@ -142,11 +143,30 @@ class ByChannels(nn.Sequential):
         return torch.cat([layers(part) for part in x.split(TOGETHER, 1)], 1) if x.device.type == "cpu" else layers(x)
 
 
+class FirstBlock(nn.Module):
+    """The block of D at full resolution: convolution, instance norm, leaky ReLU, halving.
+
+    Returns the features behind the convolution, in parts of some channels each, and the features behind the block. On a
+    CPU a part is smaller than what the system takes back at once, which makes the block faster.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(channels, width, 4, padding=1)
+        self.rest = ByChannels(InstanceNorm(), nn.LeakyReLU(0.2, inplace=True), BlurPool())
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        n = CONVOLVED if x.device.type == "cpu" else self.convolution.out_channels
+        kernels = zip(self.convolution.weight.split(n), self.convolution.bias.split(n), strict=True)
+        parts = [F.conv3d(x, weight, bias, padding=1) for weight, bias in kernels]
+        return parts, torch.cat([self.rest(part) for part in parts], 1)
+
+
 class Discriminator(nn.Module):
     """Conditional 3D PatchGAN with one strided level: sees inputs and (real or synthetic) target as channels.
 
-    Input (batch, channels, x, y, z); returns the logits, one a patch, and the features behind the first convolution and
-    behind each of the three blocks, finest first.
+    Input (batch, channels, x, y, z). Returns the logits, one a patch; the features behind the three blocks, finest first;
+    and those behind the first convolution, in parts of some channels each.
 
     Args:
         channels: contrasts, inputs and target.
@@ -156,21 +176,16 @@ class Discriminator(nn.Module):
     def __init__(self, channels: int = 3, width: int = 64) -> None:
         super().__init__()
 
-        def norm() -> list[nn.Module]:
-            return [InstanceNorm(), nn.LeakyReLU(0.2, inplace=True)]
-
         def block() -> nn.Module:
-            return nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), ByChannels(*norm()))
+            rest = ByChannels(InstanceNorm(), nn.LeakyReLU(0.2, inplace=True))
+            return nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), rest)
 
-        first = nn.Sequential(nn.Conv3d(channels, width, 4, padding=1), ByChannels(*norm(), BlurPool()))
-        self.blocks = nn.ModuleList([first, block(), block()])
+        self.first, self.second, self.third = FirstBlock(channels, width), block(), block()
         self.logits = nn.Conv3d(width, 1, 4, padding=1)
         kaiming_init(self)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        convolution, rest = self.blocks[0]
-        features = [convolution(x)]
-        features.append(rest(features[-1]))
-        for block in self.blocks[1:]:
-            features.append(block(features[-1]))
-        return self.logits(features[-1]), features
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        parts, one = self.first(x)
+        two = self.second(one)
+        three = self.third(two)
+        return self.logits(three), [one, two, three], parts
