@@ -60,7 +60,9 @@ class NormReLUFunction(torch.autograd.Function):
     """`norm_relu` and its gradients."""
 
     @staticmethod
-    def forward(ctx, y, weight, bias, groups, eps, made):
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, made: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, mean, scale = norm_relu(y, weight, bias, groups, eps)
         ctx.save_for_backward(y, weight, bias, mean, scale)
         ctx.settings, ctx.made = (groups, eps), made
@@ -69,9 +71,10 @@ class NormReLUFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, *_):
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         y, weight, bias, *statistics = ctx.saved_tensors
-        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, *ctx.settings, statistics)
+        groups, eps = ctx.settings
+        x, mean, scale = ctx.made.pop("x", None) or norm_relu(y, weight, bias, groups, eps, statistics)
         gradients = in_few_steps if on_gpu(y) else by_groups
         x, *sums = gradients(grad, x, y, weight, mean, scale, ctx.settings[0], list(ctx.needs_input_grad[:3]))
         return x.to(y.dtype), *sums, None, None, None
@@ -115,7 +118,9 @@ def volumes(per_channel: Tensor) -> Tensor:
 def by_groups(
     grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, groups: int, needs: list[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Compute the gradients of `norm_relu`, one group of one volume at a time, so that little is made on the way.
+    """Compute the gradients of `norm_relu`, one group of one volume at a time.
+
+    So little is made on the way.
 
     Where all is little anyway, all at once. A volume at once where its layout (channels_last_3d) scatters a group.
 
@@ -149,7 +154,9 @@ def by_groups(
 def in_few_steps(
     grad: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, groups: int, needs: list[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    r"""Compute the gradients of `norm_relu` in few large steps, for a GPU; arguments and result as in `by_groups`.
+    r"""Compute the gradients of `norm_relu` in few large steps, for a GPU.
+
+    Arguments and result are those of `by_groups`.
 
     With g = grad where x > 0, $\hat y$ = (y - mean) scale and n values in a group,
 
@@ -220,7 +227,7 @@ class ConvolveFunction(torch.autograd.Function):
     """A convolution in one form, whose input is made again from a `NormReLU`'s input where there is one (``source``)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, form, source):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, form: "Plain", source: Any) -> Tensor:
         kept, ctx.settings, ctx.made = (x,), (), None
         if source is not None:
             *kept, groups, eps, ctx.made = source  # y, weight, bias, mean, scale
@@ -231,7 +238,7 @@ class ConvolveFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *kept = ctx.saved_tensors
         if not kept:
             x = grad.new_empty(1).expand(ctx.shape)  # its shape is all that the gradient of the input needs
@@ -239,8 +246,9 @@ class ConvolveFunction(torch.autograd.Function):
             x = kept[0]
         else:
             if "x" not in ctx.made:
-                *inputs, mean, scale = kept
-                ctx.made["x"] = norm_relu(*inputs, *ctx.settings, (mean, scale))
+                y, norm_weight, norm_bias, mean, scale = kept
+                groups, eps = ctx.settings
+                ctx.made["x"] = norm_relu(y, norm_weight, norm_bias, groups, eps, (mean, scale))
             x = ctx.made["x"][0].to(grad.dtype)
         x_grad, *others = ctx.form.backward(grad, x, weight, list(ctx.needs_input_grad[:3]))
         return x_grad, *(None if g is None else g.to(weight.dtype) for g in others), None, None
@@ -257,13 +265,13 @@ class LinearFunction(torch.autograd.Function):
     """x W^T + b and its gradients."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
@@ -295,12 +303,12 @@ class Direct:
 class Plain(Direct):
     """nearest x 2 and conv3 as they are; the up-sampled tensor is not kept."""
 
-    def forward(self, x, weight, bias):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # it would make the largest tensor in single precision
             x = F.interpolate(x, scale_factor=2)
         return super().forward(x, weight, bias)
 
-    def backward(self, grad, x, weight, needs):
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
         x_grad, *others = super().backward(grad, F.interpolate(x, scale_factor=2), weight, needs)
         return None if x_grad is None else 8 * F.avg_pool3d(x_grad, 2), *others
 
@@ -314,10 +322,10 @@ class Transposed(Direct):
         """Turn weights (o, c, 3, 3, 3) into (c, o, 4, 4, 4)."""
         return (weight.flatten(2) @ like(EXPAND, weight).T).unflatten(2, (4, 4, 4)).transpose(0, 1)
 
-    def forward(self, x, weight, bias):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return super().forward(x, self.expand(weight), bias)
 
-    def backward(self, grad, x, weight, needs):
+    def backward(self, grad: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> tuple[Tensor | None, ...]:
         x, kernel, bias = super().backward(grad, x, self.expand(weight), needs)
         if kernel is not None:
             kernel = (kernel.transpose(0, 1).flatten(2) @ like(EXPAND, kernel)).unflatten(2, (3, 3, 3))
@@ -331,7 +339,7 @@ class Phases(Transposed):
     is large, or if a single channel comes out.
     """
 
-    def forward(self, x, weight, bias):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         kernel = (weight.flatten(2) @ like(PHASES, weight).T).unflatten(2, (8, 2, 2, 2)).transpose(1, 2).flatten(0, 1)
         phases = torch.conv3d(x, kernel.to(x.dtype), bias.repeat_interleave(8), padding=1).unflatten(1, (-1, 2, 2, 2))
         (b, _, d, h, w), channels = x.shape, len(weight)
@@ -382,7 +390,10 @@ def shifted(x: Tensor, by: int, axis: int) -> Tensor:
 
 
 def differences(x: Tensor) -> Tensor:
-    """Turn x (b, c, d, h, w) into (3, 3, 3, b, d, h, w, c): along each axis before - x, x, and after - x."""
+    """Turn x (b, c, d, h, w) into differences (3, 3, 3, b, d, h, w, c).
+
+    Along each axis these are before - x, x, and after - x.
+    """
     x = x.movedim(1, -1)
     for axis in (-2, -3, -4):
         x = torch.stack([shifted(x, 1, axis) - x, x, shifted(x, -1, axis) - x])
@@ -398,7 +409,10 @@ def differences_adjoint(g: Tensor) -> Tensor:
 
 
 def pairs(y: Tensor) -> Tensor:
-    """Add products (3, 3, 3, b, d, h, w, o) to (b, o, 2d, 2h, 2w): the first two for even voxels, the last two for odd ones."""
+    """Add products (3, 3, 3, b, d, h, w, o) to volumes (b, o, 2d, 2h, 2w).
+
+    The first two are for even voxels, the last two for odd ones.
+    """
     for _ in range(3):
         y = torch.stack([y[0] + y[1], y[1] + y[2]], 2)  # the next axis comes first
     return y.permute(3, 7, 4, 0, 5, 1, 6, 2).flatten(6, 7).flatten(4, 5).flatten(2, 3)
@@ -418,13 +432,13 @@ class ForkFunction(torch.autograd.Function):
     """Features A for G^L and some slices of them for G^H; the gradient of the slices is added where it belongs."""
 
     @staticmethod
-    def forward(ctx, a, start, stop):
+    def forward(ctx: Any, a: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         ctx.part = slice(start, stop)
         return a.view_as(a), a[:, :, ctx.part].clone()  # a copy: A itself can go
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, a_grad, part_grad):
+    def backward(ctx: Any, a_grad: Tensor, part_grad: Tensor) -> tuple[Tensor, None, None]:
         a_grad[:, :, ctx.part] += part_grad
         return a_grad, None, None
 
@@ -438,13 +452,19 @@ def fork(a: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
 
 
 def make_lean(network: nn.Module) -> None:
-    """Replace layers with their lean forms, in place; names, parameters and buffers stay as they are."""
+    """Replace layers with their lean forms, in place.
+
+    Names, parameters and buffers stay as they are.
+    """
     fuse_up_sampling(network)
     store_less(network)
 
 
 def neighbours(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any, str, Any]]:
-    """Yield pairs of modules in a row: (parent, name of the first, first, name of the second, second)."""
+    """Yield pairs of modules in a row.
+
+    Each is (parent, name of the first, first, name of the second, second).
+    """
     for parent in list(network.modules()):
         children = list(parent.named_children())
         for (name, first), (after, second) in zip(children[:-1], children[1:], strict=True):
@@ -452,7 +472,10 @@ def neighbours(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any, str, A
 
 
 def ordinary(module: nn.Module) -> bool:
-    """Tell whether the lean forms equal a module: a Linear or Conv3d with a bias; not grouped, not dilated, zeros around."""
+    """Tell whether the lean forms equal a module.
+
+    They equal a Linear or Conv3d with a bias; not grouped, not dilated, zeros around.
+    """
     if type(module) is nn.Linear:
         return module.bias is not None
     usual = type(module) is nn.Conv3d and module.bias is not None and not isinstance(module.padding, str)

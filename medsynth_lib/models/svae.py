@@ -1,11 +1,14 @@
 """The slice-VAE (s-VAE) of Hu, Li, Zhang, section 2 and Figs. 5-8, and its 3D twin: one graph, two numbers of dimensions.
 
-The paper's appendix prints no layer list; this one has the parameter counts of the authors' public model: encoder 1,726,296 and
-decoder 1,576,165 for slices of 256 x 256, encoder 5,167,392 in 3D (the paper says 1.73 M and 5.17 M).
+The paper's appendix prints no layer list. This model has the parameter counts of the public one: encoder 1,726,296 and
+decoder 1,576,165 for slices of 256 x 256, encoder 5,167,392 in 3D. The paper says 1.73 M and 5.17 M.
+The graph is another one. Here a block halves in its second convolution, and ReLU follows the sum of its branches; the
+public one halves in its first, and has LeakyReLU 0.2 on each branch before the sum. Here the decoder doubles before its
+convolutions; the public one convolves first.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SMALL = 20_480  # numbers beside the last axis
 
@@ -13,7 +16,7 @@ SMALL = 20_480  # numbers beside the last axis
 class Conv3d(nn.Conv3d):
     """PyTorch's CPU convolves a small volume that is alone by another algorithm, up to four times slower than two at once."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or len(x) != 1 or x[0, ..., 0].numel() > SMALL:
             return super().forward(x)
         # contiguous, as from that algorithm: `randn_like` fills in the order of memory, and so draws the same codes
@@ -25,8 +28,10 @@ BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 NORMS = ("batch", "slice")
 
 
-def widths(size, width=256):
-    """Channels at every resolution from ``size`` down to 2 voxels: ``width`` at the end, half at each step before, at least 4.
+def widths(size: int, width: int = 256) -> list[int]:
+    """Return the channels at every resolution from ``size`` down to 2 voxels.
+
+    The last is ``width``, each before it half as many, at least 4.
 
     Raises ValueError unless ``size`` is a power of two from 8 to 256 and ``width`` a multiple of 4.
     """
@@ -39,8 +44,10 @@ def widths(size, width=256):
     return [outer[0], *outer]
 
 
-def convolution(dims, c_in, c_out, norm, stride=1):
-    """3-tap convolution and its norm: "batch" mixes all slices of the batch, "slice" sees each one alone (group norm).
+def convolution(dims: int, c_in: int, c_out: int, norm: str, stride: int = 1) -> nn.Sequential:
+    """Make a 3-tap convolution and its norm.
+
+    "batch" mixes all slices of the batch, "slice" sees each one alone (group norm).
 
     Both norms have the same parameters. The norm is the only place where the slices of a volume meet.
     """
@@ -53,14 +60,14 @@ def convolution(dims, c_in, c_out, norm, stride=1):
 class ResidualBlock(nn.Module):
     """Two convolutions beside one; ``stride`` 2 halves the resolution, ``scale`` 2 doubles it first. No activation at the end."""
 
-    def __init__(self, dims, c_in, c_out, norm, stride=1, scale=1):
+    def __init__(self, dims: int, c_in: int, c_out: int, norm: str, stride: int = 1, scale: int = 1) -> None:
         super().__init__()
         self.scale = nn.Upsample(scale_factor=scale) if scale > 1 else nn.Identity()
         self.first = convolution(dims, c_in, c_in, norm)
         self.second = convolution(dims, c_in, c_out, norm, stride)
         self.shortcut = convolution(dims, c_in, c_out, norm, stride)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = self.scale(x)
         return self.second(torch.relu(self.first(x))) + self.shortcut(x)
 
@@ -68,7 +75,7 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """q(z | x): slices (n, 1, S, S), or volumes (n, 1, S, S, S), to mean and log-variance, each (n, width, 2, 2[, 2])."""
 
-    def __init__(self, size=256, dims=2, norm="batch", width=256):
+    def __init__(self, size: int = 256, dims: int = 2, norm: str = "batch", width: int = 256) -> None:
         super().__init__()
         c = widths(size, width)
         self.stem = convolution(dims, 1, c[0], norm)
@@ -78,7 +85,7 @@ class Encoder(nn.Module):
         self.mean = ResidualBlock(dims, c[-2], c[-1], norm, stride=2)
         self.log_variance = ResidualBlock(dims, c[-2], c[-1], norm, stride=2)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.relu(self.stem(x))
         for block in self.blocks:
             x = torch.relu(block(x))
@@ -88,7 +95,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """p(x | z): codes (n, width, 2, 2[, 2]) to slices (n, 1, S, S) or volumes (n, 1, S, S, S): a Gaussian's mean, any value."""
 
-    def __init__(self, size=256, dims=2, norm="batch", width=256):
+    def __init__(self, size: int = 256, dims: int = 2, norm: str = "batch", width: int = 256) -> None:
         super().__init__()
         c = widths(size, width)[::-1]
         self.blocks = nn.ModuleList(
@@ -97,7 +104,7 @@ class Decoder(nn.Module):
         self.last = convolution(dims, c[-1], c[-1], norm)
         self.out = CONV[dims](c[-1], 1, 3, padding=1)
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         for block in self.blocks:
             z = torch.relu(block(z))
         return self.out(torch.relu(self.last(z)))
@@ -106,12 +113,12 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, one draw from q(z | x) and decoder: x to its reconstruction, mean and log-variance."""
 
-    def __init__(self, size=256, dims=2, norm="batch", width=256):
+    def __init__(self, size: int = 256, dims: int = 2, norm: str = "batch", width: int = 256) -> None:
         super().__init__()
         self.encoder = Encoder(size, dims, norm, width)
         self.decoder = Decoder(size, dims, norm, width)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoder(x)
         z = mean + torch.randn_like(mean) * (log_variance / 2).exp()  # differentiable in mean and variance
         return self.decoder(z), mean, log_variance

@@ -12,7 +12,7 @@ from monai.networks.nets import SegResNet
 from medsynth_lib.data.preparation.pairs import augment
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.settings import SegmenterSettings, StructureSettings
-from medsynth_lib.training.loop import Algorithm, Run
+from medsynth_lib.training.loop import Algorithm, Batch, Losses, Run
 
 VERSION = 2  # raise when the mathematics below changes: artefacts of another version are not reused
 STRUCTURES_VERSION = 2
@@ -20,17 +20,18 @@ INPUTS = ("t1ce", "t2", "flair", "t1")
 REGIONS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}  # BraTS: whole tumour, tumour core, enhancing tumour
 
 
-def regions(seg):
-    """Labels (b, 1, x, y, z) to the three overlapping regions (b, 3, x, y, z), float32."""
+def regions(seg: torch.Tensor) -> torch.Tensor:
+    """Turn labels (b, 1, x, y, z) into three overlapping regions (b, 3, x, y, z), float32."""
     return torch.cat([torch.isin(seg, seg.new_tensor(labels)) for labels in REGIONS.values()], 1).float()
 
 
 class Segmenter(Algorithm):
     """SegResNet with ``width`` filters, four inputs and three sigmoid outputs (WT, TC, ET); halved twice."""
 
+    settings: SegmenterSettings
     reads: tuple[str, ...] = ("x", "mask", "seg")
 
-    def __init__(self, settings: SegmenterSettings):
+    def __init__(self, settings: SegmenterSettings) -> None:
         self.settings = settings
         network = SegResNet(
             init_filters=settings.width,
@@ -43,26 +44,29 @@ class Segmenter(Algorithm):
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), settings.learning_rate)}
         self.dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0)
 
-    def prepare(self, batch, generator):
+    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         samples = [
             augment({k: batch[k][i] for k in self.reads}, generator, self.settings.spatial, self.settings.intensity)
             for i in range(len(batch["x"]))
         ]
         return {k: torch.stack([s[k] for s in samples]) for k in self.reads}
 
-    def loss(self, batch):
-        """Dice plus binary cross-entropy: the regions overlap, so each is a question of its own and not one of three classes."""
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return Dice plus binary cross-entropy.
+
+        The regions overlap, so each is a question of its own and not one of three classes.
+        """
         logits, truth = self.networks["segmenter"](batch["x"]), regions(batch["seg"])
         return self.dice(logits, truth) + F.binary_cross_entropy_with_logits(logits, truth)
 
-    def step(self, batch, run=Run()):
+    def step(self, batch: Batch, run: Run = Run()) -> Losses:
         loss = self.loss(batch)
         self.optimisers["segmenter"].zero_grad(set_to_none=True)
         run.backward(loss)
         self.optimisers["segmenter"].step()
         return {"loss": loss.detach()}
 
-    def validate(self, batch):
+    def validate(self, batch: Batch) -> Losses:
         return {"loss": self.loss(batch)}
 
 
@@ -72,12 +76,12 @@ class PositionedSegResNet(SegResNet):
     Thalamus and caudate are of one brightness; what tells them apart is further away than the network looks.
     """
 
-    def __init__(self, width, classes):
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__(
             init_filters=width, in_channels=4, out_channels=classes, blocks_down=(1, 1, 1), blocks_up=(1, 1)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         axes = [torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[2:]]
         where = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
         return super().forward(torch.cat([x, where], 1))
@@ -86,24 +90,28 @@ class PositionedSegResNet(SegResNet):
 class StructureSegmenter(Segmenter):
     """`PositionedSegResNet` from T1 cubes (b, 1, N, N, N) in [-1, 1] to logits of background and twelve structures."""
 
+    settings: StructureSettings  # type: ignore[assignment]
     reads = ("x", "labels")
 
-    def __init__(self, settings: StructureSettings):
+    def __init__(self, settings: StructureSettings) -> None:
         self.settings = settings
         network = PositionedSegResNet(settings.width, len(STRUCTURES))
         self.networks = {"segmenter": network}
         self.optimisers = {"segmenter": torch.optim.Adam(network.parameters(), settings.learning_rate)}
         self.dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
-    def prepare(self, batch, generator):
+    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Left and right are one structure: half of the volumes are mirrored."""
         flip = torch.rand(len(batch["x"]), generator=generator) < 0.5
         return {
             k: torch.stack([v.flip(1) if f else v for v, f in zip(batch[k], flip, strict=True)]) for k in self.reads
         }
 
-    def loss(self, batch):
-        """Dice plus cross-entropy, where a class weighs by the inverse root of its size: most structures are small."""
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Return Dice plus cross-entropy.
+
+        A class weighs by the inverse root of its size, since most structures are small.
+        """
         logits, labels = self.networks["segmenter"](batch["x"]), batch["labels"].long()
         share = torch.bincount(labels.flatten(), minlength=len(STRUCTURES)) / labels.numel()
         weight = share.clamp(min=1e-4).rsqrt()

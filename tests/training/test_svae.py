@@ -1,6 +1,7 @@
 """Slice-VAE: parameter counts, slicing, losses against torch's distributions, what slices know of each other, the slice model."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from medsynth_lib.evaluation.distribution import neighbour_correlation, sliced_w
 from medsynth_lib.evaluation.slice_model import SliceModel
 from medsynth_lib.models.divergence import DIVERGENCES, kl, reverse_kl, symmetric_kl, wasserstein2
 from medsynth_lib.models.svae import VAE, Conv3d, Decoder, Encoder, widths
-from medsynth_lib.settings import notebooks_folder
+from medsynth_lib.settings import SliceVAESettings, notebooks_folder
 from medsynth_lib.training.svae import (
     SliceVAE,
     choose,
@@ -25,8 +26,7 @@ from medsynth_lib.training.svae import (
     volume_to_slices,
 )
 
-RECIPE = dict(size=16, dims=2, plane="axial", slices="all", norm="batch", width=16, loss="elbo", kl_weight=0.001,
-              learning_rate=1e-3, constant_until=0.5, decay_until=1.0, final_learning_rate=0.0)  # fmt: skip
+SETTINGS = SliceVAESettings(size=16, width=16, learning_rate=1e-3, constant_until=0.5, decay_until=1.0)
 
 
 def count(network):
@@ -196,7 +196,7 @@ def test_each_misprint_alone_and_both():
     losses = {}
     for loss, weight in itertools.product(("elbo", "reversed", "unsquared", "printed"), (0.0, 0.5)):
         torch.manual_seed(1)
-        algorithm = SliceVAE(RECIPE | dict(loss=loss, kl_weight=weight))
+        algorithm = SliceVAE(replace(SETTINGS, loss=loss, kl_weight=weight))
         torch.manual_seed(2)
         losses[loss, weight] = algorithm.losses(x)
     elbo = losses["elbo", 0.5]
@@ -213,7 +213,7 @@ def test_each_misprint_alone_and_both():
     assert torch.isclose(kls["elbo"], gaussian_kl(mean, log_variance).sum() / 4)
     assert torch.isclose(kls["reversed"], printed_kl(mean, log_variance).sum() / 4)
     with pytest.raises(ValueError, match="loss 'elbow'"):
-        SliceVAE(RECIPE | dict(loss="elbow"))
+        SliceVAE(replace(SETTINGS, loss="elbow"))
 
 
 @pytest.mark.parametrize("norm", ["batch", "slice"])
@@ -244,7 +244,7 @@ def test_it_learns_a_tiny_volume():
     torch.manual_seed(0)
     grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 16)] * 3, indexing="ij"))
     y = (grid.square().sum(0) < 0.5).float()[None, None] * (0.5 + 0.5 * grid[0].sign() * grid[1].sign())
-    algorithm = SliceVAE(RECIPE | dict(learning_rate=3e-3))
+    algorithm = SliceVAE(replace(SETTINGS, learning_rate=3e-3))
     for _ in range(200):
         losses = algorithm.step({"y": y})
     assert losses["sse"] < y.square().sum() / 16 / 5
