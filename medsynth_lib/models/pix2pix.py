@@ -22,7 +22,7 @@ class Normalise(nn.Module):
 
 
 def kaiming_init(network: nn.Module) -> None:
-    """Draw Kaiming-normal weights and set biases to zero in every convolution, as in the public code."""
+    """Set first weights as the public code does: Kaiming normal, biases 0."""
     for module in network.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             nn.init.kaiming_normal_(module.weight)

@@ -70,7 +70,9 @@ def source_posteriors(encoder: nn.Module, volumes: torch.Tensor, svae: SliceVAES
 
 
 def aggregate(mean: torch.Tensor, log_variance: torch.Tensor) -> Posterior:
-    """Merge the posteriors of b volumes into one Gaussian a slice position, with the moments of their mixture.
+    """Merge the posteriors of b volumes into one Gaussian a slice position.
+
+    It has the moments of their mixture.
 
     Args:
         mean, log_variance: (b, n, ...), as from `source_posteriors`.
@@ -105,7 +107,10 @@ class Adaptation(Algorithm):
         return self.networks["generator"](batch["target_x"]) * batch["target_mask"]
 
     def validate(self, batch: Batch) -> Losses:
-        """Return the L1 of source tuning subjects: all that may be looked at without the target's T1."""
+        """Return the L1 of source tuning subjects.
+
+        Nothing else may be looked at without the target's T1.
+        """
         y_hat = self.networks["generator"](batch["x"])
         return {"brain_l1": (y_hat - batch["y"]).abs()[batch["mask"]].mean()}
 

@@ -59,7 +59,10 @@ class Course(Adaptation):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def latent(self, batch: Batch) -> torch.Tensor:
-        """Return L_ada (equation 2): P(Y_s) against the posterior of the generated target volume, a mean over elements."""
+        """Return L_ada (equation 2), a mean over latent elements.
+
+        It holds P(Y_s) against the posterior of the generated target volume.
+        """
         q = posterior(self.encoder, self.generated(batch), self.svae)
         return DIVERGENCES[self.settings.divergence](self.prior, q).mean()
 

@@ -58,7 +58,10 @@ class PaperCode(Pix2Pix):
             encoder.requires_grad_(False).train()
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Augment source pair and target inputs: turned alike, brightness and contrast each of their own."""
+        """Augment source pair and target inputs.
+
+        They are turned alike; brightness and contrast are drawn for each.
+        """
         batch = turned({k: batch[k] for k in ("x", "y", "target_x")}, generator)
         return batch | {k: jittered(batch[k], generator) for k in ("x", "target_x")}
 
@@ -74,7 +77,10 @@ class PaperCode(Pix2Pix):
         return losses
 
     def matching(self, fake: Features, real: Features) -> torch.Tensor:
-        """Return 5 l0 + 1.5 l3 + 1.5 l6 + l9, where l_k is the L1 distance of D's features behind its k-th layer."""
+        """Return the weighted feature matching, 5 l0 + 1.5 l3 + 1.5 l6 + l9.
+
+        l_k is the L1 distance of D's features behind its k-th layer.
+        """
         pairs = [[torch.cat(first, 1), *blocks] for blocks, first in (fake, real)]
         return sum(weight * l1_loss(f, r) for weight, f, r in zip(LAYERS, *pairs, strict=True))
 
@@ -86,7 +92,10 @@ class PaperCode(Pix2Pix):
         return elements[elements > percentile(elements, 100 - SHARE)].mean()
 
     def encode(self, volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode one volume (1, 1, x, y, z): mean and log-variance of its scrambled slices, (n, width, 2, 2)."""
+        """Encode one volume (1, 1, x, y, z).
+
+        Returns: mean and log-variance of its scrambled slices, (n, width, 2, 2).
+        """
         return self.encoder(windowed(scrambled_slices(volume[0, 0], self.svae.size)))
 
 
@@ -104,7 +113,9 @@ def turned(images: Batch, generator: torch.Generator) -> Batch:
 
 
 def jittered(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Scale x (b, c, x, y, z) in [0, 1] by a brightness, then by a contrast about each channel's mean.
+    """Scale x (b, c, x, y, z) in [0, 1] by a brightness, then by a contrast.
+
+    The contrast is about each channel's mean.
 
     Both factors are from U(0.3, 1.5) and the same for all channels. The mean counts the background, which changes too.
     """
@@ -114,7 +125,9 @@ def jittered(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def scrambled_slices(volume: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut a volume (x, y, z) into slices (size, 1, size, size) as the public code does: with its axes mixed up.
+    """Cut a volume (x, y, z) into slices (size, 1, size, size) with its axes mixed up.
+
+    This is what the public code does.
 
     The public code stores (z, y, x), each axis turned round, and reads that memory as if it were (y, x, z). The shape is
     that of coronal slices; each of them is made of rows of several axial slices.
@@ -131,6 +144,9 @@ def windowed(cube: torch.Tensor) -> torch.Tensor:
 
 
 def percentile(values: torch.Tensor, q: float) -> torch.Tensor:
-    """Return the q-th percentile (0 to 100) of a tensor, the nearest of its values; it carries no gradient."""
+    """Return the q-th percentile (0 to 100) of a tensor.
+
+    It is the nearest of its values, and carries no gradient.
+    """
     k = 1 + round(0.01 * q * (values.numel() - 1))
     return values.detach().flatten().kthvalue(k).values

@@ -55,7 +55,10 @@ class PaperText(Adaptation):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def latent(self, batch: Batch) -> torch.Tensor:
-        """Return L_ada: the sum over the largest elements of KL(q(z | source T1) || q(z | generated T1))."""
+        """Return L_ada: the sum over the largest elements of a KL.
+
+        The KL is KL(q(z | source T1) || q(z | generated T1)).
+        """
         p = tuple(part[batch["index"]] for part in self.bank)
         q = posterior(self.encoder, self.generated(batch), self.svae)
         elements = kl(p, q).flatten()

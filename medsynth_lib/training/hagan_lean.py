@@ -132,7 +132,9 @@ def recompute(network: nn.Module) -> None:
     kind = type(network)
 
     class Recomputed(kind):
-        def __call__(self, *inputs: Tensor) -> Tensor:  # around all of the forward pass, also what gives it its precision
+        def __call__(
+            self, *inputs: Tensor
+        ) -> Tensor:  # around all of the forward pass, also what gives it its precision
             if not torch.is_grad_enabled():
                 return kind.__call__(self, *inputs)
             return checkpoint(partial(kind.__call__, self), *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -20,17 +20,26 @@ Features = list[list[torch.Tensor]]  # of D: behind the three blocks, and behind
 
 
 def l1_loss(y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return L_syn, |y_hat - y|, as a mean over voxels. (The paper prints x_s - x_t; it must be y_hat - y.)"""
+    """Return L_syn of the paper, sum |y_hat - y|, as a mean over voxels.
+
+    The paper prints x_s - x_t; it must be y_hat - y.
+    """
     return (y_hat - y).abs().mean()
 
 
 def lsgan_loss(logits: torch.Tensor, real: bool) -> torch.Tensor:
-    """Return the mean squared distance of patch logits to 1 (real) or 0 (fake): the least-squares GAN loss."""
+    """Return the least-squares GAN loss of patch logits.
+
+    It is their mean squared distance to 1 (real) or 0 (generated).
+    """
     return (logits - float(real)).square().mean()
 
 
 def feature_matching_loss(fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the L1 distance of D's features of a synthetic and a real volume: a mean over voxels, then over layers."""
+    """Return the L1 distance of D's features of a synthetic and a real volume.
+
+    It is a mean over voxels, then over layers.
+    """
     return sum(l1_loss(f, r.detach()) for f, r in zip(fake, real, strict=True)) / len(fake)
 
 
@@ -89,7 +98,10 @@ class Pix2Pix(Algorithm):
     def adversarial_step(
         self, x: torch.Tensor, y: torch.Tensor, y_hat: torch.Tensor, l1: torch.Tensor, run: Run
     ) -> Losses:
-        """Update D on the real and the detached synthetic volume, then G against the updated D, which stays as it is."""
+        """Update D on a real and a synthetic volume, then G against the updated D.
+
+        The synthetic volume is detached in the first update. D stays as it is in the second.
+        """
         d = self.networks["discriminator"]
         real, fake = torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
         d_loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
@@ -104,7 +116,10 @@ class Pix2Pix(Algorithm):
         return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
 
     def matching(self, fake: Features, real: Features) -> torch.Tensor:
-        """Return the feature matching of D's three blocks; ``fake`` and ``real`` are all its features."""
+        """Return the feature matching of D's three blocks.
+
+        ``fake`` and ``real`` are all its features.
+        """
         return feature_matching_loss(fake[0], real[0])
 
     def update(self, name: str, loss: torch.Tensor, run: Run) -> None:
