@@ -38,7 +38,7 @@ def slab_shifted(volumes: torch.Tensor, voxels: int, depth: int) -> torch.Tensor
 
 def with_copies(volumes: torch.Tensor, share: float, training: torch.Tensor) -> torch.Tensor:
     """Put training volumes in the place of a share of the volumes: memorisation of known size."""
-    copies = round(share * len(volumes))
+    copies = min(round(share * len(volumes)), len(training))
     return torch.cat([training[:copies], volumes[copies:]])
 
 
@@ -64,10 +64,12 @@ def smaller_structure(volumes: torch.Tensor, share: float, labels: torch.Tensor,
 
     Args:
         volumes: (n, 1, N, N, N).
-        share: of the volume that is lost, from 0 to below 1.
+        share: of the volume that is lost, from 0 to 0.7; beyond, the stretched tissue would fold.
         labels: (n, N, N, N), integers.
         label: of the structure.
     """
+    if not 0 <= share <= 0.7:
+        raise ValueError(f"share {share}: a structure can lose 0 to 0.7 of its volume here")
     if share == 0:
         return volumes
     return torch.cat([_shrunk(v[None], one == label, share) for v, one in zip(volumes, labels, strict=True)])

@@ -1,7 +1,7 @@
 r"""Scores of a set of generated volumes against a set of real ones (HA-GAN paper, section IV-B, Table II).
 
 A score compares features of volumes, and never stands alone: `scored` gives it with both n, its floor (real against
-real), a bootstrap interval and the extractor that made the features. Scores of two extractors are not comparable.
+real), an interval and the extractor that made the features. Scores of two extractors are not comparable.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,9 @@ class Score:
     value: float
     n_real: int
     n_fake: int
-    floor: float  # the same distance between two halves of real volumes, each as large as it can be
-    interval: tuple[float, float]  # 95 %, by bootstrap over the generated volumes
+    n: int  # volumes of either set in one comparison; value and floor are means over such comparisons
+    floor: float  # the same distance between two disjoint sets of n real volumes
+    interval: tuple[float, float]  # holds 95 % of the comparisons' values
     extractor: str
 
 
@@ -130,14 +131,17 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     return float(precision), float(recall)
 
 
-def scored(name: str, distance: Callable, real: Features, fake: Features, repeats: int = 200, seed: int = 0) -> Score:
-    """Score a generated set, with the floor and a bootstrap interval.
+def scored(name: str, distance: Callable, real: Features, fake: Features, repeats: int = 100, seed: int = 0) -> Score:
+    """Score a generated set, with the floor and an interval.
+
+    Value and floor are means over random subsets of equal size n, half of the real volumes at most: a distance falls with
+    n, so other sizes could not be compared. Subsets are drawn without repetition, since repeated volumes raise a distance.
 
     Args:
         name: of the score.
-        distance: function of two arrays (n, d), (m, d).
-        real, fake: features by one extractor and one preparation.
-        repeats: bootstrap samples, drawn with repetition from the generated volumes.
+        distance: function of two arrays (n, d).
+        real, fake: features by one extractor and one preparation, at least four real ones.
+        repeats: subsets.
 
     Returns: a `Score`.
     Raises: DataError where the two sets were made by other extractors or preparations.
@@ -147,11 +151,14 @@ def scored(name: str, distance: Callable, real: Features, fake: Features, repeat
             f"{name}: features of {real.extractor} ({real.preparation}) and of {fake.extractor} ({fake.preparation}) "
             "cannot be compared; extract both in the same way."
         )
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(real))
-    half = len(real) // 2
-    floor = distance(real.values[order[:half]], real.values[order[half:]])
-    draws = (rng.integers(len(fake), size=len(fake)) for _ in range(repeats))
-    low, high = np.percentile([distance(real.values, fake.values[draw]) for draw in draws], (2.5, 97.5))
-    value = distance(real.values, fake.values)
-    return Score(name, value, len(real), len(fake), floor, (float(low), float(high)), real.extractor)
+    rng, n = np.random.default_rng(seed), min(len(real) // 2, len(fake))
+    values, floors = [], []
+    for _ in range(repeats):
+        order, chosen = rng.permutation(len(real)), rng.permutation(len(fake))[:n]
+        one, other = real.values[order[:n]], real.values[order[n : 2 * n]]
+        values.append(distance(one, fake.values[chosen]))
+        floors.append(distance(one, other))
+    low, high = np.percentile(values, (2.5, 97.5))
+    return Score(
+        name, float(np.mean(values)), len(real), len(fake), n, float(np.mean(floors)), (low, high), real.extractor
+    )

@@ -23,7 +23,7 @@ class Standard(nn.Module):
 
     Until `settle` was called, m is 0 and L is I. Then m and L L^T are the mean and the covariance of the codes that `count`
     was given. The covariance is shrunk a little towards a multiple of I. A subject counts at every visit, each time with new
-    noise. Codes of other subjects come out wider where few were counted for the length of a code.
+    noise. If few codes were counted compared with their length, new subjects' codes have a variance above 1.
     """
 
     def __init__(self, latent: int):

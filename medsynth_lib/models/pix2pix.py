@@ -1,8 +1,9 @@
 """The 3D pix2pix of the adaptation paper (section 3, 'Configuration', and Fig. 2): generator and PatchGAN discriminator.
 
-The paper leaves the layers open. At base width 64 generator and discriminator have as many parameters as the public
-code's: 2,113,953 and 540,737. The discriminator is the same function. The generator is another graph: the public dense
-block normalises its input and its sums before each norm, and its scalings start from N(0, 1).
+The paper says four down-sampling stages and leaves the layers open; here there are three, as in the public code. At
+base width 64 generator and discriminator have as many parameters as the public code's: 2,113,953 and 540,737. The
+discriminator is the same function. The generator is another graph: the public dense block normalises its input and
+its sums before each norm, and its scalings start from N(0, 1).
 """
 
 import torch
@@ -121,14 +122,11 @@ class BlurPool(nn.Module):
         return F.conv3d(F.pad(x, [1] * 6, mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
-class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm without affine parameters, of any number of channels."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
+class LeakyNormalise(Normalise):
+    """Instance norm without affine parameters, then leaky ReLU with slope 0.2."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.instance_norm(x)
+        return F.leaky_relu(F.instance_norm(x), 0.2, inplace=True)
 
 
 class ByChannels(nn.Sequential):
@@ -144,7 +142,7 @@ class ByChannels(nn.Sequential):
 
 
 class FirstBlock(nn.Module):
-    """The block of D at full resolution: convolution, instance norm, leaky ReLU, halving.
+    """The block of D at full resolution: convolution, instance norm, leaky ReLU and halving.
 
     Returns the features behind the convolution, in parts of some channels each, and the features behind the block. On a
     CPU a part is smaller than what the system takes back at once, which makes the block faster.
@@ -153,7 +151,7 @@ class FirstBlock(nn.Module):
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv3d(channels, width, 4, padding=1)
-        self.rest = ByChannels(InstanceNorm(), nn.LeakyReLU(0.2, inplace=True), BlurPool())
+        self.rest = ByChannels(LeakyNormalise(), BlurPool())
 
     def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         n = CONVOLVED if x.device.type == "cpu" else self.convolution.out_channels
@@ -177,8 +175,7 @@ class Discriminator(nn.Module):
         super().__init__()
 
         def block() -> nn.Module:
-            rest = ByChannels(InstanceNorm(), nn.LeakyReLU(0.2, inplace=True))
-            return nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), rest)
+            return nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), ByChannels(LeakyNormalise()))
 
         self.first, self.second, self.third = FirstBlock(channels, width), block(), block()
         self.logits = nn.Conv3d(width, 1, 4, padding=1)

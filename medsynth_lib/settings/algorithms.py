@@ -35,7 +35,7 @@ class Pix2PixSettings(TrainingSettings):
     algorithm: ClassVar[str] = "pix2pix"
 
     width: int = 64  # channels of the widest layer; public code: 64
-    loss: str = "gan"  # "l1", the paper's text; "gan", the public code: LSGAN + 100 L1 + 1.5 feature matching
+    loss: str = "gan"  # "l1", the paper's text; "gan", LSGAN + 100 L1 + 1.5 feature matching, near the public code
     spatial: float = 0.5  # probability of a rotation and of each flip
     intensity: float = 0.0  # probability of the contrast and brightness augmentation; row 1 of Table 2: none
     steps: int = 17_520  # public code: 120 epochs of 146 pairs
@@ -133,12 +133,10 @@ class HAGANSettings(TrainingSettings):
     lam: float = 5.0  # lambda_1 = lambda_2 of equation 8; section II-E
     discriminator_rate: float = 4.0  # learning rate of D^H and D^L as a multiple of the others'; section II-E
     beta_1: float = 0.0  # of Adam; section II-E
-    steps: int = 80_000  # public code
+    steps: int = 80_000  # public code; section II-E: ten epochs
     batch_size: int = 4  # section II-E
     validate_every: int = 1000
-    average: float = (
-        0.0  # decay of the generator's running mean, which samples come from; the paper: none; public code: .999
-    )
+    average: float = 0.0  # decay of the generator's running mean, which samples come from; the paper: none
     lean: bool = False  # the same mathematics in less time and memory
     channels_last: bool = False  # memory layout of the weights: channels_last_3d
 

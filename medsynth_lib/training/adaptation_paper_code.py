@@ -27,8 +27,9 @@ class PaperCode(Pix2Pix):
     Differs from the public code in:
     - generator and slice-VAE are the course's: equal parameter counts at the paper's sizes, other graphs
       (`medsynth_lib.models.pix2pix`, `medsynth_lib.models.svae`);
-    - the slice-VAE was trained on axial slices (there: coronal ones), and gives log-variances (there: log-deviations);
-    - D starts from its first weights, because the course's backbones learned from L1 alone (there: the backbone's D);
+    - the slice-VAE was trained on axial slices (there: coronal ones), of deformed heads, a few slices a step, and
+      gives log-variances (there: log-deviations);
+    - D starts from its first weights, because most backbones of the course learned from L1 alone (there: the backbone's D);
     - intensities and voxels are those of the lesson's contract, and the cube is the slice-VAE's (there: 256^3, 1 mm);
     - each sample is turned and flipped anew (there: once an epoch, since its reading processes keep the first draw);
     - single precision (there: half precision by autocast);
@@ -130,7 +131,7 @@ def scrambled_slices(volume: torch.Tensor, size: int) -> torch.Tensor:
     This is what the public code does.
 
     The public code stores (z, y, x), each axis turned round, and reads that memory as if it were (y, x, z). The shape is
-    that of coronal slices; each of them is made of rows of several axial slices.
+    that of coronal slices. Each of them is a run of numbers from one or two axial slices, with rows of the wrong length.
     """
     x, y, z = volume.shape
     stored = volume.flip(0, 1, 2).permute(2, 1, 0).contiguous()

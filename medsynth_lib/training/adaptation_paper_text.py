@@ -14,14 +14,17 @@ SHARE = 0.55  # of the latent elements: the largest ones count
 class PaperText(Adaptation):
     """Two updates a step, L1 on a source pair and L_ada on a target volume, as section 3 says in words.
 
-    The text leaves four things open, and this recipe fills them so:
+    Where the text is silent, or says "with previous hyper-parameters", this recipe does the following:
     - P(Y_s) is the posterior of one source volume, that of the sample;
-    - L_ada is the sum over the largest 55 % of its elements, with weight 1;
+    - L_ada has weight 1, and counts the largest 55 % of its elements, which is borrowed from the public code;
+    - generated volumes are set to zero outside the brain;
     - both updates share one Adam state;
-    - the encoder is in training mode, so its running statistics move.
+    - the encoder is in training mode: batch norm uses the statistics of this volume's own slices, as in the public code;
+    - the supervised update is L1 alone, without D.
+    It leaves out the augmentation of section 3.
 
-    It is not the public code: see `PaperCode` for what that does. Without an encoder the second update has a gradient
-    of zero, and Adam moves on: the control that differs in the latent loss alone.
+    It is not the public code: see `PaperCode` for what that does. The control has no encoder. Its second
+    gradient is zero, but Adam's momentum still moves the weights. So only the latent loss differs.
 
     Args:
         settings: learning rate and its schedule.

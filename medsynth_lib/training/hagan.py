@@ -1,8 +1,11 @@
-"""HA-GAN as the paper prints it (Sun et al., section II): equations (1) to (8) and nothing else.
+"""HA-GAN as the paper prints it (Sun et al., section II): equations (1) to (8).
 
-Names are those of the paper's Table I; S is the size of a volume. Departures have files of their own: `hagan_joint` (the
-shipped models), `hagan_classes`, `hagan_ablations`, `hagan_information`. `hagan_lean` is the same mathematics in less time
-and memory. `hagan_build.build` makes any of them from its settings.
+Four choices stand where the paper is silent or cannot be followed. D^H is also told r, as in the public code. r is a
+multiple of 4. The norms of (6) and (7) are means over voxels. G minimises -log D in the place of log(1 - D).
+
+Names are those of the paper's Table I; S is the size of a volume. Departures have files of their own: `hagan_joint`
+(the shipped models), `hagan_classes`, `hagan_ablations`, `hagan_mean`, `hagan_information`. `hagan_lean` is the same
+mathematics in less time and memory. `hagan_build.build` makes any of them from its settings.
 """
 
 from collections.abc import Callable
@@ -39,7 +42,7 @@ def low_resolution(x: Tensor) -> Tensor:
 def draw_start(size: int, depth: int, step: int = 4) -> int:
     """Draw r ~ U, one for a batch (section II-E), among the multiples of ``step``.
 
-    A slice of A stands for four of X. With multiples of 4 the two selectors cut the same slices, as section II-B asks.
+    One slice of A covers four slices of X. So r must be a multiple of 4; then both selectors cut the same part.
     """
     return step * int(torch.randint((size - depth) // step + 1, ()))
 
@@ -60,7 +63,7 @@ class Real:
 
 
 class HAGAN(Algorithm):
-    """Hierarchical amortised GAN: equation (8), minimised by four updates an iteration.
+    """Hierarchical amortised GAN: the game of equation (8), played by four updates an iteration.
 
     Samples hold "x" (1, S, S, S) in [-1, 1].
     """

@@ -1,4 +1,4 @@
-"""HA-GAN with one thing changed: the three ablations of Table IV, and the losses of the public code.
+"""HA-GAN changed for a comparison: the three ablations of Table IV, and the losses of the public code.
 
 Each class says what it leaves out or replaces. They exist to be compared with `HAGAN` at equal data, sub-volume and steps.
 """

@@ -1,7 +1,7 @@
 """HA-GAN with part of its code tied to measurements, by a lower bound of their mutual information.
 
-The remedy that the HA-GAN paper leaves to future work (discussion B, after Singla et al. 2018, its [49]), in the form of
-Barber and Agakov 2003 and InfoGAN (Chen et al. 2016).
+A relative, on the generator's side, of the remedy that the HA-GAN paper leaves to future work (discussion B, after Singla
+et al. 2018, its [49]). The form is that of Barber and Agakov 2003 and InfoGAN (Chen et al. 2016).
 """
 
 from collections.abc import Mapping, Sequence
@@ -97,7 +97,7 @@ class MeasuredCubes(Dataset):
 
 
 class InformedHAGAN(WithoutEncoder):
-    r"""A trained generator that goes on, and also maximises a bound of $I(c; G(z))$, where $c = Uz$ is tied to measurements.
+    r"""A trained generator that goes on, and also maximises a bound of $I(c; \hat X^L)$, where $c = Uz$ is tied to measurements.
 
     Q learns from real volumes to tell their measurements (normal scores). G must draw volumes in which Q finds c:
     $\min_G L_G - w\,(H(c) + E[\log Q(c\,|\,G^L(G^A(z)))])$. So c means the measurement, and not anything that Q can read.
@@ -141,18 +141,17 @@ class InformedHAGAN(WithoutEncoder):
         """Return the second terms of (4) and (5) for G, less the weighted bound."""
         z = self.noise(real)
         x_r, x_low = self.generate(z, real)
-        return self.adversarial(self.judge(x_r, x_low, real.r), True) - self.settings.information_weight * self.bound(
-            z, x_low
-        )
+        loss = self.adversarial(self.judge(x_r, x_low, real.r), True)
+        return loss - self.settings.information_weight * self.bound(z, x_low)
 
     def bound(self, z: Tensor, x_low: Tensor) -> Tensor:
-        """Return the bound of I(c; G(z)) in nats, of codes (b, latent) and their X^L."""
+        """Return the bound of I(c; X^L) in nats, of codes (b, latent) and their generated X^L."""
         return information_bound(z @ self.basis.T.to(z), *self.networks["Q"](x_low))
 
     def validate(self, batch: Batch) -> Losses:
         """Return the bound for 16 generated volumes in nats, and the same of held-out real ones.
 
-        The latter is no bound: measurements are correlated, so that their entropy is below that of N(0, I).
+        For real volumes it is no bound: it takes the entropy of independent measurements, and real ones are correlated.
         """
         real = self.cut(batch, 0)
         z = torch.randn(16, self.settings.latent, generator=torch.Generator().manual_seed(0)).to(real.x)

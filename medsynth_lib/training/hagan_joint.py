@@ -1,14 +1,16 @@
 """HA-GAN whose generator learns to recover: the form of the shipped models.
 
 What it changes, and why:
-- G^A, G^L and G^H learn equation (7) together with E^G, beside their own loss. As printed E^G alone learns it, so the
-  recovery cannot keep the generator from mode collapse, which the paper's discussion says of (7).
-- E^G is the encoder of a VAE: codes are drawn from q(z | X), whose KL to N(0, I) weighs `kl_weight`. This draws the codes of
-  real volumes to where samples come from.
+- G^A, G^L and G^H learn equation (7) together with E^G, beside their own loss. The paper's discussion says that (7)
+  prevents mode collapse. As printed it cannot, because only E^G learns from it.
+- E^G is the encoder of a VAE: codes are drawn from q(z | X), whose KL to N(0, I) weighs `kl_weight`. The KL pulls
+  the codes of real volumes towards N(0, I), the distribution of sampled codes.
 - Recovery comes first (`recovery_first`): the adversarial training phase begins when the generator can already draw.
-  In between the encoders rest, and codes are counted. From then on codes are standardised: mean 0, covariance I.
-- E^G learns more slowly (`encoder_rate`). Its last layer sums over 512 c inputs, none of them negative. Adam's steps are
-  equally large for each weight, and would move the codes of all volumes together.
+  Before it, the encoders stop learning for good, and codes are counted for a while. When the adversarial training phase
+  begins, codes are standardised: mean 0, covariance I. From there on G alone learns (7).
+- Adam's beta_1 is 0.5 (`beta_1`), and not 0.
+- E^G learns more slowly (`encoder_rate`). Its last layer sums over 512 c inputs, none of them negative. Adam
+  moves every weight about equally far, so all codes would shift in the same direction.
 """
 
 from math import ceil

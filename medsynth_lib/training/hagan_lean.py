@@ -119,9 +119,11 @@ class Lean:
         optimisers = [optimiser for optimiser in optimisers if alone and hasattr(optimiser, "at_once")]
         for optimiser in optimisers:
             optimiser.at_once(True)
-        yield
-        for optimiser in optimisers:
-            optimiser.at_once(False)
+        try:
+            yield
+        finally:
+            for optimiser in optimisers:
+                optimiser.at_once(False)
 
 
 def recompute(network: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""A running mean of HA-GAN's generator, which samples are drawn from, as in the public code.
+"""A running mean of HA-GAN's generator, which samples are drawn from.
 
 What it changes, and why: an exponential mean of the weights over the steps changes less from step to step than the weights
-do. The training itself is not touched. The paper does not mention it.
+do. The training itself is not touched. Neither the paper nor its public code has one.
 """
 
 import copy

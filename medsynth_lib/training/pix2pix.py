@@ -47,7 +47,7 @@ class Pix2Pix(Algorithm):
     """Generator FLAIR + T2 -> T1, trained on L1 alone or against a discriminator.
 
     Loss "l1" is the paper's text. Loss "gan" is LSGAN + 100 L1 + 1.5 L_FM, where L_FM is the mean of the feature distances
-    behind D's three blocks. The public code has other weights there, some six times as large in all, and a fourth layer:
+    behind D's three blocks. The public code has other weights there, 9 in all against 1, and a fourth layer:
     see `PaperCode.matching` in `medsynth_lib.training.adaptation_paper_code`.
 
     Args:

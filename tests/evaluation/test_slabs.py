@@ -48,7 +48,9 @@ def test_the_mismatch_of_two_codes_is_measured_slice_by_slice(nets, codes):
     errors = [torch.sub(*slab_and_whole(nets, z[None], 4, DEPTH)).square().mean((0, 1, 3, 4)) for z in codes]
     square = torch.stack(errors).mean(0)
     assert table.loc[4, "inner slices"] == pytest.approx(float(square[3:-3].mean().sqrt()), rel=1e-5)
-    assert table.loc[4, "3 slices at a cut"] == pytest.approx(float(square[[0, 1, 2, -3, -2, -1]].mean().sqrt()), rel=1e-5)
+    assert table.loc[4, "3 slices at a cut"] == pytest.approx(
+        float(square[[0, 1, 2, -3, -2, -1]].mean().sqrt()), rel=1e-5
+    )
     (first,) = [torch.stack([torch.sub(*slab_and_whole(nets, z[None], 0, DEPTH)) for z in codes])]
     border = first.square().mean((0, 1, 2, 4, 5))[-3:].mean().sqrt()  # slice 0 is the volume's own border, no cut
     assert table.loc[0, "3 slices at a cut"] == pytest.approx(float(border), rel=1e-5)

@@ -99,7 +99,10 @@ def test_walks_of_a_linear_generator_keep_their_promise(sample, sets):
     assert y.shape == (2, 5, 5, 2)
     assert torch.allclose(y[0, :, :, 0] - y[0, :, 2:3, 0], DOSES.expand(5, 5), atol=1e-2)
     table, counted = walks.monotonicity_table(walked, ("lung", "fat"), DOSES)
-    assert table.loc["plain, generated", "lung"] == pytest.approx(1) and counted.loc["plain, generated", "fat"] == "1.00 (5 of 5)"
+    assert (
+        table.loc["plain, generated", "lung"] == pytest.approx(1)
+        and counted.loc["plain, generated", "fat"] == "1.00 (5 of 5)"
+    )
     rated = walks.purity_table(walked, kinds, DOSES)
     assert rated.loc["plain, generated", "purity of the mean"] == pytest.approx(1, abs=1e-2)
     assert (

@@ -1,11 +1,12 @@
 """Run by test_pix2pix in two processes: four steps of DDP training on the CPU, weights of rank 0 to a file."""
 
 import sys
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save_file
-from test_pix2pix import RECIPE, Volumes
+from test_pix2pix import SETTINGS, Volumes
 
 from medsynth_lib.training import loop
 from medsynth_lib.training.pix2pix import Pix2Pix
@@ -16,7 +17,7 @@ def main(folder, loss):
     fabric.launch()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    algorithm = Pix2Pix(RECIPE | {"loss": loss, "spatial": 0.0, "intensity": 0.0})
+    algorithm = Pix2Pix(replace(SETTINGS, loss=loss, spatial=0.0, intensity=0.0))
     loop.fit(
         algorithm, Volumes(6, 1, 24), Volumes(1, 2, 24), folder, steps=4, batch_size=1, validate_every=4, fabric=fabric
     )

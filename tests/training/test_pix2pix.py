@@ -1,10 +1,15 @@
 """pix2pix: parameter counts, receptive field, sizes, losses, exact resume, interrupts and faults."""
 
+import copy
 import os
 import signal
+import tempfile
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,25 +18,25 @@ from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.evaluation.receptive_field import positive_copy, receptive_field
 from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.files import DataError
-from medsynth_lib.models.pix2pix import BlurPool, DenseShortcut, Discriminator, Generator, Normalise
+from medsynth_lib.models.pix2pix import (
+    TOGETHER,
+    BlurPool,
+    ByChannels,
+    DenseShortcut,
+    Discriminator,
+    FirstBlock,
+    Generator,
+    LeakyNormalise,
+    Normalise,
+)
+from medsynth_lib.settings import Pix2PixSettings
 from medsynth_lib.training import loop
 from medsynth_lib.training.pix2pix import Pix2Pix, feature_matching_loss, lsgan_loss
 
-RECIPE = dict(
-    algorithm="pix2pix",
-    width=4,
-    loss="l1",
-    learning_rate=0.005,
-    constant_until=50 / 120,
-    decay_until=1.0,
-    final_learning_rate=0.0,
-    spatial=0.5,
-    intensity=0.5,
-    steps=8,
-    batch_size=2,
-    validate_every=3,
-    seed=0,
+SETTINGS = Pix2PixSettings(
+    width=4, loss="l1", learning_rate=0.005, spatial=0.5, intensity=0.5, steps=8, batch_size=2, validate_every=3
 )
+GAN = replace(SETTINGS, loss="gan")
 
 
 class Volumes(torch.utils.data.Dataset):
@@ -55,9 +60,9 @@ class Volumes(torch.utils.data.Dataset):
         return self.samples[index]
 
 
-def trained(folder, steps, recipe=RECIPE, **options):
+def trained(folder, steps, settings=SETTINGS, **options):
     torch.manual_seed(0)
-    algorithm = Pix2Pix(recipe)
+    algorithm = Pix2Pix(settings)
     history = loop.fit(
         algorithm,
         Volumes(5, 1),
@@ -70,6 +75,13 @@ def trained(folder, steps, recipe=RECIPE, **options):
         **options,
     )
     return algorithm, history
+
+
+@cache
+def never_stopped(settings=SETTINGS):
+    """A training of eight steps, shared by the tests that compare with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trained(folder, 8, settings)
 
 
 def same_weights(a, b):
@@ -121,7 +133,7 @@ def test_receptive_fields():
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 23, 9), (8, 8, 8), (1, 5, 40)])
 def test_any_size_goes_in_and_comes_out(size):
     out = Generator(width=8)(torch.rand(2, 2, *size))
-    assert out.shape == (2, 1, *size) and 0 <= float(out.min()) and float(out.max()) <= 1
+    assert out.shape == (2, 1, *size) and 0 <= out.min() and out.max() <= 1
 
 
 def test_padding_does_not_change_sizes_that_fit():
@@ -163,6 +175,27 @@ def test_blur_pool_keeps_constants_and_kills_the_checkerboard():
     assert torch.allclose(BlurPool()(torch.full((1, 3, 8, 8, 8), 2.0)), torch.tensor(2.0))
 
 
+def test_channels_on_their_own_give_the_same_bits():
+    """Neither instance norm nor leaky ReLU nor halving mixes channels, so that a few at a time are as good as all."""
+    layers = (LeakyNormalise(), BlurPool())
+    x = torch.randn(2, 2 * TOGETHER + 1, 9, 8, 7)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    found, wanted = ByChannels(*layers)(ours), torch.nn.Sequential(*layers)(theirs)
+    assert torch.equal(found, wanted)
+    for y in (found, wanted):
+        y.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_the_first_block_is_its_four_layers():
+    block, x = FirstBlock(3, 40), torch.rand(1, 3, 12, 10, 8)  # parts of 16, 16 and 8 channels
+    parts, found = block(x)
+    features = block.convolution(x)
+    torch.testing.assert_close(torch.cat(parts, 1), features)
+    layers = torch.nn.InstanceNorm3d(40), torch.nn.LeakyReLU(0.2), BlurPool()
+    torch.testing.assert_close(found, torch.nn.Sequential(*layers)(features), atol=1e-5, rtol=1e-4)
+
+
 # ---------------------------------------------------------------- losses and step
 
 
@@ -176,7 +209,7 @@ def test_losses_in_closed_form():
 
 
 def test_gan_step_trains_each_network_on_its_own_loss():
-    algorithm = Pix2Pix(RECIPE | {"loss": "gan"})
+    algorithm = Pix2Pix(GAN)
     batch = torch.utils.data.default_collate([Volumes(1, 3, 24)[0]])
     before = {n: [p.clone() for p in net.parameters()] for n, net in algorithm.networks.items()}
     losses = algorithm.step(batch)
@@ -186,6 +219,35 @@ def test_gan_step_trains_each_network_on_its_own_loss():
         assert all(p.requires_grad for p in network.parameters())
 
 
+def test_the_adversarial_step_is_the_one_without_savings():
+    """Against D's gradients computed in both updates, and real features with a graph, to rounding."""
+    torch.manual_seed(0)
+    algorithm = Pix2Pix(GAN)
+    g, d = (copy.deepcopy(algorithm.networks[name]) for name in ("generator", "discriminator"))
+    adams = [torch.optim.Adam(network.parameters(), 0.005, (0.5, 0.999)) for network in (g, d)]
+    for seed in (3, 4):
+        batch = torch.utils.data.default_collate([Volumes(1, seed, 24)[0]])
+        x, y, y_hat = batch["x"], batch["y"], g(batch["x"])
+        real, fake = torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
+        loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
+        adams[1].zero_grad()
+        loss.backward()
+        adams[1].step()
+        logits, found, _ = d(fake)
+        wanted = [f.detach() for f in d(real)[1]]
+        matching = sum((a - b).abs().mean() for a, b in zip(found, wanted, strict=True)) / 3
+        adams[0].zero_grad()
+        (lsgan_loss(logits, True) + 100 * (y_hat - y).abs().mean() + 1.5 * matching).backward()
+        adams[0].step()
+        losses = algorithm.step(batch)
+        assert losses["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert losses["matching"].item() == pytest.approx(matching.item(), rel=1e-5)
+    for name, network in dict(generator=g, discriminator=d).items():
+        for a, b in zip(network.parameters(), algorithm.networks[name].parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_l1_training_learns_an_identity():
     """T1 := FLAIR can be learned exactly; after 60 steps the L1 is a third of where it started."""
     data = Volumes(2, 5)
@@ -193,7 +255,7 @@ def test_l1_training_learns_an_identity():
         s["y"] = torch.nn.functional.avg_pool3d(s["x"][:1], 5, 1, 2)
         s["x"][:1] = s["y"]
     torch.manual_seed(0)
-    algorithm = Pix2Pix(RECIPE | {"width": 16, "spatial": 0.0, "intensity": 0.0})
+    algorithm = Pix2Pix(replace(SETTINGS, width=16, spatial=0.0, intensity=0.0))
     first = float(algorithm.step(torch.utils.data.default_collate([data[0]]))["l1"])
     for i in range(60):
         last = float(algorithm.step(torch.utils.data.default_collate([data[i % 2]]))["l1"])
@@ -202,13 +264,13 @@ def test_l1_training_learns_an_identity():
 
 def test_learning_rate_of_the_lesson_ends_at_the_papers():
     lesson = dict(learning_rate=0.005, constant_until=1 / 3, decay_until=0.8, final_learning_rate=1e-4)
-    rate = Pix2Pix(RECIPE | lesson).learning_rate
+    rate = Pix2Pix(replace(SETTINGS, **lesson)).learning_rate
     assert rate(0, 3000) == rate(1000, 3000) == 0.005 and rate(1700, 3000) == pytest.approx(0.0025)
     assert rate(2400, 3000) == rate(2999, 3000) == 1e-4
 
 
 def test_learning_rate_of_the_paper_is_constant_then_falls_to_zero():
-    algorithm = Pix2Pix(RECIPE)
+    algorithm = Pix2Pix(SETTINGS)
     rates = [algorithm.learning_rate(s, 120) / 0.005 for s in range(121)]
     assert rates[0] == rates[50] == 1 and rates[85] == pytest.approx(0.5) and rates[120] == 0
 
@@ -220,21 +282,21 @@ def test_learning_rate_of_the_paper_is_constant_then_falls_to_zero():
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
 def test_resume_at_any_step_is_exact(tmp_path, monkeypatch, loss, stop):
     """Stopped by Ctrl-C after any step and gone on: bit for bit the weights and losses of a run that never stopped."""
-    recipe = RECIPE | {"loss": loss}
-    whole, history = trained(tmp_path / "whole", 8, recipe)
+    settings = replace(SETTINGS, loss=loss)
+    whole, history = never_stopped(settings)
     step = Pix2Pix.step
 
-    def interrupting(self, batch):
+    def interrupting(self, batch, run):
         interrupting.calls += 1
         if interrupting.calls == stop:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch)
+        return step(self, batch, run)
 
     interrupting.calls = 0
     monkeypatch.setattr(Pix2Pix, "step", interrupting)
     with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 8"):
-        trained(tmp_path / "broken", 8, recipe)
-    again, resumed = trained(tmp_path / "broken", 8, recipe)
+        trained(tmp_path / "broken", 8, settings)
+    again, resumed = trained(tmp_path / "broken", 8, settings)
     assert same_weights(whole, again)
     assert resumed["tune_l1"].tolist() == history["tune_l1"].tolist()
 
@@ -250,11 +312,11 @@ def test_killed_run_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     def child():
         step = Pix2Pix.step
 
-        def dying(self, batch):
+        def dying(self, batch, run):
             dying.calls += 1
             if dying.calls == 8:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return step(self, batch)
+            return step(self, batch, run)
 
         dying.calls = 0
         Pix2Pix.step = dying
@@ -276,15 +338,15 @@ def test_non_finite_loss_is_named_and_keeps_the_checkpoint(tmp_path):
     for sample in data.samples:
         sample["y"][0, 0, 0, 0] = float("nan")
     with pytest.raises(loop.NonFiniteLoss, match="'l1' is nan at step 4"):
-        loop.fit(Pix2Pix(RECIPE), data, Volumes(2, 2), tmp_path, steps=8, batch_size=2, validate_every=3)
+        loop.fit(Pix2Pix(SETTINGS), data, Volumes(2, 2), tmp_path, steps=8, batch_size=2, validate_every=3)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == saved
 
 
+@pytest.mark.slow
 def test_full_disk_is_named_and_keeps_the_checkpoint(tmp_path):
     """A real one: a child process may write no file longer than 4 kB, as if the disk ended there."""
     import subprocess
     import sys
-    from pathlib import Path
 
     trained(tmp_path, 3)
     saved = (tmp_path / "checkpoint.safetensors").read_bytes()
@@ -307,7 +369,7 @@ trained({str(tmp_path)!r}, 8)
 
 def test_stop_between_history_and_checkpoint_loses_nothing(tmp_path, monkeypatch):
     """The history is written first: a run killed before the checkpoint goes on from the one before."""
-    whole, _ = trained(tmp_path / "whole", 8)
+    whole, _ = never_stopped()
 
     def killed(*arguments):
         if arguments[-1]["step"] == 6:
@@ -370,7 +432,6 @@ class Prepared(Volumes):
     """Volumes with what an artefact's key is made of."""
 
     def __init__(self, n, seed, contract=None):
-        import pandas as pd
 
         super().__init__(n, seed)
         self.contract = contract or Contract()
@@ -380,11 +441,11 @@ class Prepared(Volumes):
 
 def test_artefact_is_trained_once_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
-    first = artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
-    second = artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
+    first = artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
+    second = artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
     assert (first.origin, second.origin) == ("trained now", "cached")
     assert same_weights(first, second) and second.history["step"].tolist() == [3, 6, 8]
-    other = artefacts.train_or_load("test", RECIPE | {"seed": 1}, Prepared(3, 1), Prepared(2, 2))
+    other = artefacts.train_or_load("test", replace(SETTINGS, seed=1), Prepared(3, 1), Prepared(2, 2))
     assert other.folder != first.folder and not same_weights(first, other)
     with pytest.raises(DataError, match="spacing"):
         first.require(Contract(spacing=(2.0, 2.0, 2.0)))
@@ -393,22 +454,22 @@ def test_artefact_is_trained_once_and_read_back(tmp_path, monkeypatch):
 def test_shipped_artefact_is_half_precision_and_preferred(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDSYNTH_NOTEBOOKS", str(tmp_path / "notebooks"))
-    made = artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
+    made = artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
     artefacts.ship(made.folder, tmp_path / "notebooks" / "pretrained")
-    shipped = artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
+    shipped = artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
     assert shipped.origin == "shipped"
     x = torch.rand(1, 2, 16, 16, 16)
     torch.testing.assert_close(shipped.networks["generator"](x), made.networks["generator"](x), atol=0.01, rtol=0)
 
 
-def test_artefact_key_follows_recipe_data_and_contract():
+def test_artefact_key_follows_settings_data_and_contract():
     data = Prepared(3, 1), Prepared(2, 2)
     keys = {
-        artefacts.artefact_key(RECIPE, *data),
-        artefacts.artefact_key(RECIPE | {"width": 8}, *data),
-        artefacts.artefact_key(RECIPE, Prepared(4, 1), data[1]),
+        artefacts.artefact_key(SETTINGS, *data),
+        artefacts.artefact_key(replace(SETTINGS, width=8), *data),
+        artefacts.artefact_key(SETTINGS, Prepared(4, 1), data[1]),
         artefacts.artefact_key(
-            RECIPE, *(Prepared(n, s, Contract(normalisation="minmax")) for n, s in ((3, 1), (2, 2)))
+            SETTINGS, *(Prepared(n, s, Contract(normalisation="minmax")) for n, s in ((3, 1), (2, 2)))
         ),
     }
     assert len(keys) == 4
@@ -416,27 +477,28 @@ def test_artefact_key_follows_recipe_data_and_contract():
 
 def test_damaged_artefact_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
-    made = artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
+    made = artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
     (made.folder / "weights.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=f"{made.folder.name}.*delete the folder"):
-        artefacts.train_or_load("test", RECIPE, Prepared(3, 1), Prepared(2, 2))
+        artefacts.train_or_load("test", SETTINGS, Prepared(3, 1), Prepared(2, 2))
 
 
 def test_fabric_gives_the_same_weights(tmp_path):
     from lightning_fabric import Fabric
 
-    plain, _ = trained(tmp_path / "a", 8)
+    plain, _ = never_stopped()
     fabric, _ = trained(tmp_path / "b", 8, fabric=Fabric(accelerator="cpu", devices=1))
     for a, b in zip(plain.networks["generator"].parameters(), fabric.networks["generator"].parameters(), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["l1", "gan"])
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss):
     """DDP averages gradients, and the processes share an epoch: 2 x batch 1 is 1 x batch 2, up to float32 summation."""
     import subprocess
     import sys
-    from pathlib import Path
 
     from safetensors.torch import load_file
 
@@ -444,7 +506,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     torch.manual_seed(0)
-    one = Pix2Pix(RECIPE | {"loss": loss, "spatial": 0.0, "intensity": 0.0})
+    one = Pix2Pix(replace(SETTINGS, loss=loss, spatial=0.0, intensity=0.0))
     loop.fit(one, Volumes(6, 1, 24), Volumes(1, 2, 24), tmp_path / "one", steps=4, batch_size=2, validate_every=4)
     other = Generator(width=4)
     other.load_state_dict(load_file(tmp_path / "ddp" / "ddp.safetensors"))

@@ -110,7 +110,11 @@ def mprage(
     return pd * sin_a * at_centre * np.exp(-te / (T2_STAR_OVER_T2 * t2))
 
 
-SEQUENCES: dict[str, Callable[..., Any]] = {"mprage": mprage, "spin_echo": spin_echo, "inversion_recovery": inversion_recovery}
+SEQUENCES: dict[str, Callable[..., Any]] = {
+    "mprage": mprage,
+    "spin_echo": spin_echo,
+    "inversion_recovery": inversion_recovery,
+}
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ def test_parts_add_up_to_the_gap():
     assert alone["by the inputs"] == pytest.approx(start["inputs"] - scores["each alone"].loc[first, "inputs"])
     assert alone["together"] == pytest.approx(alone["by the inputs"] + alone["by the truth"])
     gap = start["inputs"] - scores["in order"].loc["another visit", "output at Y_t"]
-    own = (
-        start["inputs"] - start["output at Y_t"]
-    )  # what the truth costs at the source already
+    own = start["inputs"] - start["output at Y_t"]  # what the truth costs at the source already
     step = scores["in order"].loc["none (site A)"] - scores["in order"].loc[first]
     assert lost["in order"].loc["sum", "together"] == pytest.approx(gap - own)
     assert lost["in order"].loc[first, "by the inputs"] == pytest.approx(step["inputs"])
