@@ -159,7 +159,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add.add_argument("--profile", default="lesson", help="size of the study (default: %(default)s)")
     add.add_argument(
-        "--only", default="", metavar="TEXT,TEXT", help="cells whose names hold one of these (default: all)"
+        "--only", default="", metavar="TEXT;TEXT", help="cells whose names hold one of these (default: all)"
     )
     add.add_argument(
         "--part", default="1/1", metavar="I/N", help="the I-th of N shares, for several machines (default: 1/1)"

@@ -144,20 +144,23 @@ def chosen(groups: Sequence[Group], only: str = "", part: str = "1/1") -> list[G
 
     Args:
         groups: all of a study.
-        only: comma-separated parts of cells' names; empty for all cells.
+        only: parts of cells' names, separated by semicolons; empty for all cells.
         part: "I/N", the I-th of N shares of the groups.
 
     Raises:
-        ValueError: for a part that is none.
+        ValueError: for a part that is none, or where no cell has such a name.
     """
     share, shares = (int(n) if n.isdecimal() else 0 for n in (part + "/0").split("/")[:2])
     if not 1 <= share <= shares:
         raise ValueError(f"part {part!r}: write I/N for the I-th of N shares, such as 1/4")
-    wanted = [text.strip().lower() for text in only.split(",")]
-    return [
+    wanted = [text.strip().lower() for text in only.split(";")]
+    named = [
         Group(group.open, [cell for cell in group.cells if any(text in cell.name.lower() for text in wanted)])
-        for group in groups[share - 1 :: shares]
+        for group in groups
     ]
+    if not any(group.cells for group in named):
+        raise ValueError(f"no cell has {only!r} in its name; such a name is {groups[0].cells[0].name!r}")
+    return named[share - 1 :: shares]
 
 
 def run_sweep(study: str, profile: str = "lesson", only: str = "", part: str = "1/1", jobs: int = 1) -> int:

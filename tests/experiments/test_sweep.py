@@ -111,7 +111,7 @@ def test_a_sweep_is_shared_by_part_and_by_name():
     assert [cell.name for share in shares for group in share for cell in group.cells] == [
         cell.name for group in groups for cell in group.cells
     ]
-    names = [cell.name for group in sweep.chosen(groups, only="T, one") for cell in group.cells]
+    names = [cell.name for group in sweep.chosen(groups, only="T; one") for cell in group.cells]
     assert names == [f"{name}, seed {seed}" for seed in (0, 1) for name in ("one", "two", "three")]
     for part in ("0/2", "3/2", "1"):
         with pytest.raises(ValueError, match="I-th of N"):

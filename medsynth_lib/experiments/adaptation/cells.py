@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from medsynth_lib.data.simulation import protocol
+from medsynth_lib.data.simulation.dataset import describe
 from medsynth_lib.experiments import sweep
 from medsynth_lib.experiments.adaptation import methods, runner
 from medsynth_lib.experiments.adaptation.direction import Direction
@@ -20,15 +21,16 @@ from medsynth_lib.training import adaptation, pix2pix, segmentation, svae
 
 TABLE = "uda"  # notebooks/sweeps/uda.csv
 VERSIONS = tuple(module.VERSION for module in (methods, adaptation, pix2pix, segmentation, svae, protocol))
-UNUSED = {"live", "sweep_seeds", "sweep_directions"}  # settings that no cell depends on
+UNUSED = {"live", "sites", "sweep_seeds", "sweep_directions"}  # settings that no cell depends on
 OF_VAES = {"svae", "svae_slice", "vae3d"}  # settings that rows without a VAE do not depend on
 
 
 def cell_key(settings: Lesson04Settings, method: str, source: str, target: str, seed: int) -> str:
-    """Fingerprint the cell, `VERSIONS` and every setting that it uses: eight digits."""
+    """Fingerprint the cell, `VERSIONS`, its subjects and every setting that it uses: eight digits."""
     unused = UNUSED | (set() if "VAE" in method else OF_VAES)
     used = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in unused}
-    return fingerprint(VERSIONS, used, method, source, target, seed, digits=8)
+    subjects = describe(settings.shape, settings.spacing, tumour=True)
+    return fingerprint(VERSIONS, subjects, used, method, source, target, seed, digits=8)
 
 
 def groups(profile: str) -> list[Group]:

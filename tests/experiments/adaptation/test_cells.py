@@ -17,10 +17,12 @@ def test_a_cell_depends_on_what_it_uses():
     vae = load_settings("04", "quick", {"svae": {"width": 32}})
     steps = load_settings("04", "quick", {"adaptation": {"steps": 5}})
     shown = load_settings("04", "quick", {"live": []})
+    sites = load_settings("04", "quick", {"sites": ["A", "B", "C", "D"]})
     for method, changes in (("s-VAE, KL(P||Q)", True), ("continued training", False)):
         key = cells.cell_key(plain, method, *CELL)
         assert (cells.cell_key(vae, method, *CELL) != key) == changes
         assert cells.cell_key(steps, method, *CELL) != key == cells.cell_key(shown, method, *CELL)
+        assert cells.cell_key(sites, method, *CELL) == key  # another site changes nobody's images
         assert key not in (
             cells.cell_key(plain, method, "SIMB", "SIMA", 0),
             cells.cell_key(plain, method, "SIMA", "SIMB", 1),
@@ -57,7 +59,7 @@ def test_the_papers_controls_differ_in_their_loss_alone(monkeypatch, recipe, pap
 
 def test_rows_of_fig_4b_and_the_public_code_are_of_one_direction():
     there, back = methods.planned("SIMA", "SIMB"), methods.planned("SIMB", "SIMA")
-    assert there == list(methods.METHODS) and len(there) == 44
+    assert there == list(methods.METHODS)
     assert set(there) - set(back) == {*methods.FIG_4B, "s-VAE, public code", "public code without its latent loss"}
 
 
@@ -68,7 +70,6 @@ def test_the_committed_sweep_is_whole_where_it_claims_to_be():
     found = table.groupby(["method", "source", "target", "seed"])["key"].unique()
     named = {f"{m}, {s} to {t}, seed {k}": list(keys) for (m, s, t, k), keys in found.items()}
     assert named == {name: [key] for key, name in planned.items()}
-    assert len(planned) == 3 * (44 + 33 + 33)  # seeds; Fig. 4b's nine rows and the public code's two from A to B alone
     counts = table.groupby(["method", "source", "target", "seed"])["subject"].nunique()
     assert (counts == settings.counts["test"]).all()
     scores = [
