@@ -27,7 +27,7 @@ def run(sets, lessons, tmp_path):
         lookalike.write(name, data / name if len(sets) > 1 else data)
     command = [sys.executable, "-m", "medsynth_lib.course", "run", "--profile", "quick", "--only", lessons]
     command += ["--out", str(tmp_path / "out"), "--data-dir", str(data)]
-    env = os.environ | dict(MEDSYNTH_CACHE=str(tmp_path / "cache"), MEDSYNTH_HEADLESS="1")
+    env = os.environ | dict(MEDSYNTH_CACHE=str(tmp_path.parent / "cache"), MEDSYNTH_HEADLESS="1")
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     return done, tmp_path / "out"
 
