@@ -95,7 +95,8 @@ class Pix2Pix(Algorithm):
     ) -> Losses:
         """Update D on the real and the detached synthetic volume, then G against the updated D, which stays as it is."""
         d, real, fake = self.networks["discriminator"], torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
-        d_loss = self.discriminator_update(real, fake.detach(), run)
+        d_loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
+        self.update("discriminator", d_loss, run)
         d.requires_grad_(False)
         with torch.no_grad():
             wanted = d(real)[1]
@@ -104,16 +105,6 @@ class Pix2Pix(Algorithm):
         self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching, run)
         d.requires_grad_(True)
         return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
-
-    def discriminator_update(self, real: torch.Tensor, fake: torch.Tensor, run: Run) -> torch.Tensor:
-        """Take D's step; the graph of the real volume is freed before that of the synthetic one is built."""
-        self.optimisers["discriminator"].zero_grad(set_to_none=True)
-        losses = []
-        for volume, truth in ((real, True), (fake, False)):
-            losses.append(lsgan_loss(self.networks["discriminator"](volume)[0], truth) / 2)
-            run.backward(losses[-1])
-        self.optimisers["discriminator"].step()
-        return sum(loss.detach() for loss in losses)
 
     def matching(self, fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the feature matching of D's three blocks; ``fake`` and ``real`` are its four features."""

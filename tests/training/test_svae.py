@@ -239,6 +239,7 @@ def test_slices_meet_only_in_batch_norm():
         assert meet or (change[1:] < 1e-5).all()
 
 
+@pytest.mark.slow
 def test_it_learns_a_tiny_volume():
     """200 steps on one volume of blobs: the error falls below a fifth of the error of a blank image."""
     torch.manual_seed(0)
