@@ -159,7 +159,8 @@ class HAGAN(Algorithm):
 
     def ground_loss(self, real: Real) -> Tensor:
         """Return lambda_2 times (7): both volumes that D sees, from the code of the whole."""
-        z_hat = self.networks["E^G"](self.features(real.x))
+        a_hat = self.features(real.x)
+        z_hat = self.networks["E^G"](a_hat)
         x_r, x_low = self.generate(z_hat, real)
         return self.settings.lam * (F.l1_loss(x_low, real.x_low) + F.l1_loss(x_r, real.x_r))  # (7)
 
