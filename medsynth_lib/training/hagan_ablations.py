@@ -86,5 +86,6 @@ class PublicHAGAN(HAGAN):
 
     def ground_loss(self, real: Real) -> Tensor:
         """Return half of equation (7)."""
-        x_r, x_low = self.generate(self.networks["E^G"](self.features(real.x)), real)
+        a_hat = self.features(real.x)
+        x_r, x_low = self.generate(self.networks["E^G"](a_hat), real)
         return (F.l1_loss(x_low, real.x_low) + F.l1_loss(x_r, real.x_r)) / 2
