@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-TOGETHER = 4  # channels that a `ByChannels` works on at a time
+from medsynth_lib.models.few_channels import FromFewChannels, ToFewChannels
+
+CONVOLVED, TOGETHER = 16, 4  # channels that `FirstBlock` makes at a time, and that `ByChannels` works on at a time
 
 
 class Normalise(nn.Module):
@@ -141,11 +143,32 @@ class ByChannels(nn.Sequential):
         return torch.cat([layers(part) for part in x.split(TOGETHER, 1)], 1) if x.device.type == "cpu" else layers(x)
 
 
+class FirstBlock(nn.Module):
+    """The block of D at full resolution: convolution, instance norm, leaky ReLU and halving.
+
+    Returns the features behind the convolution, in parts of some channels each, and the features behind the block. On a
+    CPU a part is smaller than what the system takes back at once, which makes the block faster.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(channels, width, 4, padding=1)
+        self.rest = ByChannels(LeakyNormalise(), BlurPool())
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        if x.device.type == "cpu":
+            kernels = zip(self.convolution.weight.split(CONVOLVED), self.convolution.bias.split(CONVOLVED), strict=True)
+            parts = [FromFewChannels.apply(x, weight, bias) for weight, bias in kernels]
+        else:
+            parts = [self.convolution(x)]
+        return parts, torch.cat([self.rest(part) for part in parts], 1)
+
+
 class Discriminator(nn.Module):
     """Conditional 3D PatchGAN with one strided level: sees inputs and (real or synthetic) target as channels.
 
-    Input (batch, channels, x, y, z). Returns the logits, one a patch, and four features, finest first: those behind the
-    first convolution, and those behind each of the three blocks.
+    Input (batch, channels, x, y, z). Returns the logits, one a patch; the features behind the three blocks, finest first;
+    and those behind the first convolution, in parts of some channels each.
 
     Args:
         channels: contrasts, inputs and target.
@@ -158,14 +181,12 @@ class Discriminator(nn.Module):
         def block() -> nn.Module:
             return nn.Sequential(nn.Conv3d(width, width, 4, padding=1, bias=False), ByChannels(LeakyNormalise()))
 
-        self.first = nn.Conv3d(channels, width, 4, padding=1)
-        self.halving = ByChannels(LeakyNormalise(), BlurPool())
-        self.second, self.third = block(), block()
-        self.logits = nn.Conv3d(width, 1, 4, padding=1)
+        self.first, self.second, self.third = FirstBlock(channels, width), block(), block()
+        self.logits = ToFewChannels(width, 1)
         kaiming_init(self)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        features = [x]
-        for layers in (self.first, self.halving, self.second, self.third):
-            features.append(layers(features[-1]))
-        return self.logits(features[-1]), features[1:]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        parts, one = self.first(x)
+        two = self.second(one)
+        three = self.third(two)
+        return self.logits(three), [one, two, three], parts

@@ -1,14 +1,12 @@
 """Adaptation as the paper's public code does it, its faults included (the repository that the paper's abstract names)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from medsynth_lib.models.divergence import kl
 from medsynth_lib.settings import PaperCodeSettings, SliceVAESettings
 from medsynth_lib.training.loop import Batch, Losses, Run
-from medsynth_lib.training.pix2pix import Pix2Pix, l1_loss
+from medsynth_lib.training.pix2pix import Features, Pix2Pix, l1_loss
 from medsynth_lib.training.svae import to_cube
 
 SHARE = 55  # per cent of the latent elements, the largest ones, that count; its argument ele_percent
@@ -79,9 +77,10 @@ class PaperCode(Pix2Pix):
         self.optimisers["generator"].step()  # also moves on a gradient of zero
         return losses
 
-    def matching(self, fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
+    def matching(self, fake: Features, real: Features) -> torch.Tensor:
         """Return 5 l0 + 1.5 l3 + 1.5 l6 + l9, where l_k is the L1 distance of D's features behind its k-th layer."""
-        return sum(weight * l1_loss(f, r) for weight, f, r in zip(LAYERS, fake, real, strict=True))
+        pairs = [[torch.cat(first, 1), *blocks] for blocks, first in (fake, real)]
+        return sum(weight * l1_loss(f, r) for weight, f, r in zip(LAYERS, *pairs, strict=True))
 
     def latent(self, batch: Batch) -> torch.Tensor:
         """Return the latent loss: a mean over the elements above the 45th percentile."""

@@ -15,6 +15,8 @@ VERSION = 1  # raise when the mathematics below changes: artefacts of another ve
 L1_WEIGHT, FEATURE_WEIGHT = 100.0, 1.5  # public code; the paper names the L1 loss alone
 BETAS = (0.5, 0.999)  # of Adam; public code
 
+Features = list[list[torch.Tensor]]  # of D: behind its three blocks, and behind its first convolution, in parts
+
 
 def l1_loss(y_hat: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return L_syn of the paper, sum |y_hat - y|, as a mean over voxels.
@@ -99,16 +101,16 @@ class Pix2Pix(Algorithm):
         self.update("discriminator", d_loss, run)
         d.requires_grad_(False)
         with torch.no_grad():
-            wanted = d(real)[1]
-        logits, found = d(fake)
+            _, *wanted = d(real)
+        logits, *found = d(fake)
         adversarial, matching = lsgan_loss(logits, True), self.matching(found, wanted)
         self.update("generator", adversarial + L1_WEIGHT * l1 + FEATURE_WEIGHT * matching, run)
         d.requires_grad_(True)
         return {"discriminator": d_loss, "adversarial": adversarial, "matching": matching}
 
-    def matching(self, fake: Sequence[torch.Tensor], real: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the feature matching of D's three blocks; ``fake`` and ``real`` are its four features."""
-        return feature_matching_loss(fake[1:], real[1:])
+    def matching(self, fake: Features, real: Features) -> torch.Tensor:
+        """Return the feature matching of D's three blocks."""
+        return feature_matching_loss(fake[0], real[0])
 
     def update(self, name: str, loss: torch.Tensor, run: Run) -> None:
         """Take a step of one network's optimiser."""

@@ -18,6 +18,7 @@ from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.evaluation.receptive_field import positive_copy, receptive_field
 from medsynth_lib.experiments import trained_models as artefacts
 from medsynth_lib.files import DataError
+from medsynth_lib.models.few_channels import FromFewChannels, to_few_channels
 from medsynth_lib.models.pix2pix import (
     TOGETHER,
     BlurPool,
@@ -188,15 +189,38 @@ def test_channels_on_their_own_give_the_same_bits():
 
 def test_the_discriminator_is_its_layers():
     torch.manual_seed(0)
-    d, x = Discriminator(width=6), torch.rand(1, 3, 12, 10, 8)
-    norm, leaky = torch.nn.InstanceNorm3d(6), torch.nn.LeakyReLU(0.2)
-    layers = [d.first, torch.nn.Sequential(norm, leaky, BlurPool())]
+    d, x = Discriminator(width=20), torch.rand(1, 3, 12, 10, 8)  # parts of 16 and 4 channels
+    norm, leaky = torch.nn.InstanceNorm3d(20), torch.nn.LeakyReLU(0.2)
+    logits, blocks, first = d(x)
+    layers = [torch.nn.Sequential(d.first.convolution, norm, leaky, BlurPool())]
     layers += [torch.nn.Sequential(block[0], norm, leaky) for block in (d.second, d.third)]
-    logits, features = d(x)
-    for layer, found in zip(layers, features, strict=True):
+    torch.testing.assert_close(torch.cat(first, 1), d.first.convolution(x))
+    for layer, found in zip(layers, blocks, strict=True):
         x = layer(x)
         torch.testing.assert_close(found, x)
-    torch.testing.assert_close(logits, d.logits(x))
+    torch.testing.assert_close(logits, torch.nn.functional.conv3d(x, d.logits.weight, d.logits.bias, padding=1))
+
+
+@pytest.mark.parametrize("size", [(8, 6, 10), (7, 6, 5), (5, 5, 5)])
+def test_few_channels_are_convolved_as_by_torch(size):
+    """Results and all gradients, for even and odd sizes, against torch's convolution in double precision."""
+    torch.manual_seed(0)
+    convolve = torch.nn.functional.conv3d
+
+    def compare(ours, theirs, *shapes):
+        one = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+        two = [tensor.detach().clone().requires_grad_() for tensor in one]
+        found, wanted = ours(*one), theirs(*two)
+        torch.testing.assert_close(found, wanted)
+        for y in (found, wanted):
+            (y.sin() * y).sum().backward()
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+    for padding in (1, 2):
+        compare(lambda x, w, p=padding: to_few_channels(x, w, p), lambda x, w, p=padding: convolve(x, w, padding=p),
+                (2, 6, *size), (2, 6, 4, 4, 4))  # fmt: skip
+    compare(FromFewChannels.apply, lambda x, w, b: convolve(x, w, b, padding=1), (2, 3, *size), (6, 3, 4, 4, 4), (6,))
 
 
 # ---------------------------------------------------------------- losses and step
@@ -236,9 +260,9 @@ def test_the_adversarial_step_is_the_one_without_savings():
         adams[1].zero_grad()
         loss.backward()
         adams[1].step()
-        logits, found = d(fake)
+        logits, found, _ = d(fake)
         wanted = [f.detach() for f in d(real)[1]]
-        matching = sum((a - b).abs().mean() for a, b in zip(found[1:], wanted[1:], strict=True)) / 3
+        matching = sum((a - b).abs().mean() for a, b in zip(found, wanted, strict=True)) / 3
         adams[0].zero_grad()
         (lsgan_loss(logits, True) + 100 * (y_hat - y).abs().mean() + 1.5 * matching).backward()
         adams[0].step()
