@@ -15,6 +15,10 @@ REQUIRED |= {"preparation"}
 OPTIONAL = {"subjects", "unpacked_gb", "files", "steps"}
 FILE_KEYS = {"url", "name", "into", "bytes", "md5", "hash_source"}
 HOW = ("direct", "client", "registration")
+NO_ROLE = {  # why a lesson takes nothing from any data set
+    "04": "– simulated only: it compares on subjects scanned at both sites",
+    "08": "– no data: it accounts for the memory of training steps",
+}
 
 
 @cache
@@ -75,7 +79,7 @@ def entry(name: str) -> dict:
 def use(name: str, lesson: str) -> str:
     """Say what a lesson takes from a data set: "FLAIR + T2 → T1", "T1 brain", or "– reason"."""
     if not ROLES_OF[lesson]:
-        return "– simulated only: it compares on people scanned at both sites"
+        return NO_ROLE[lesson]
     cells = []
     for role in ROLES_OF[lesson]:
         match ROLES[name][role]:
@@ -92,5 +96,5 @@ def use(name: str, lesson: str) -> str:
 def matrix() -> pd.DataFrame:
     """Make the table data set x lesson: what each uses as input and target, or why not."""
     # lessons of equal needs share a column
-    columns = {"01": "01", "02": "02 and 03", "04": "04", "05": "05 to 08 (to come)"}
+    columns = {"01": "01", "02": "02 and 03", "04": "04", "05": "05 to 07", "08": "08"}
     return pd.DataFrame({title: {name: use(name, lesson) for name in load()} for lesson, title in columns.items()})

@@ -598,7 +598,8 @@ def test_matrix_states_inputs_targets_and_reasons():
     assert matrix.loc["copdgene", "02 and 03"].startswith("– CT alone") and matrix.loc["copdgene", "01"].startswith(
         "CT thorax"
     )
-    assert matrix["04"].str.startswith("– simulated only").all() and "05 to 08 (to come)" in matrix
+    assert matrix["04"].str.startswith("– simulated only").all() and matrix["08"].str.startswith("– no data").all()
+    assert matrix.loc["gsp", "05 to 07"].startswith("T1 brain")
     assert matrix.map(len).gt(5).all().all()
 
 

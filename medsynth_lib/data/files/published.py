@@ -65,9 +65,9 @@ ROLES: dict[str, dict[str, Pairs | Volumes | Refused]] = {
     "lidc": dict(pairs=CT_ALONE, volumes=Volumes("ct", "thorax", "with nodules; no spirometry")),
 }
 
-# Lesson -> the roles that it needs. Lesson 01 prepares both; 04 takes neither.
+# Lesson -> the roles that it needs. Lesson 01 prepares both; 04 simulates and 08 reads no data.
 ROLES_OF: dict[str, tuple[str, ...]] = {"01": ("pairs", "volumes"), "02": ("pairs",), "03": ("pairs",), "04": ()}
-ROLES_OF |= {lesson: ("volumes",) for lesson in ("05", "06", "07", "08")}
+ROLES_OF |= {lesson: ("volumes",) for lesson in ("05", "06", "07")} | {"08": ()}
 
 
 def refusal(name: str, role: str) -> str | None:
