@@ -14,12 +14,12 @@ from medsynth_lib.profiling.ledger import Account, Training, account
 from medsynth_lib.profiling.networks import baseline, hagan, unsupervised
 from medsynth_lib.profiling.planner import TIGHT
 from medsynth_lib.profiling.report import GIB, MIB, Report, make_report
-from medsynth_lib.settings import notebooks_folder
+from medsynth_lib.settings import REPO
 from medsynth_lib.training.hagan import HAGAN
 from medsynth_lib.training.loop import Algorithm
 
 Made = TypeVar("Made")
-RESULTS = notebooks_folder().parent / "benchmarks" / "results"
+RESULTS = REPO / "benchmarks" / "results"
 PAPERS_SHARE = 1 / 8  # of the slices, in a sub-volume
 FINEST = {"Progressive GAN": 16}  # channels at full resolution; of the other baselines 64
 LEVERS = ("up-sampling", "activations", "optimiser state")  # parts of the lean form, in the order they are added

@@ -26,7 +26,7 @@ def mean_and_sd(table: pd.DataFrame, by: str, formats: Mapping[str, str]) -> pd.
     Returns:
         A row a group, in the order of the table; a lone number has no ±, a missing one is a dash.
     """
-    groups = table.replace(np.inf, np.nan).groupby(by, sort=False)
+    groups = table.replace([np.inf, -np.inf], np.nan).groupby(by, sort=False)
     mean, sd = groups[list(formats)].mean(), groups[list(formats)].std()
     text = pd.DataFrame({c: mean[c].map(f.format) + " ± " + sd[c].map(f.format) for c, f in formats.items()})
     return text.map(lambda cell: cell.removesuffix(" ± nan").replace("nan", DASH))

@@ -17,7 +17,7 @@ def test_dashed_rounds_decibels_to_two_digits_and_marks_what_is_missing():
 
 
 def test_mean_and_sd_keeps_the_order_of_the_groups():
-    table = pd.DataFrame(dict(case=["b", "b", "a", "c", "c"], kl=[1, 3, 5, np.inf, np.nan], psnr=[20, 21, 22, 23, 23]))
+    table = pd.DataFrame(dict(case=["b", "b", "a", "c", "c"], kl=[1, 3, 5, np.inf, -np.inf], psnr=[20, 21, 22, 23, 23]))
     text = mean_and_sd(table, "case", {"kl": "{:.1f}", "psnr": "{:.0f}"})
     assert text.index.tolist() == ["b", "a", "c"] and text.columns.tolist() == ["kl", "psnr"]
     assert text["kl"].tolist() == ["2.0 ± 1.4", "5.0", "–"]  # a lone number, and none at all

@@ -111,7 +111,6 @@ class Manifest:
     def read(cls, path: Path | str) -> "Manifest":
         """Read a manifest CSV; text columns keep their zeros and are "" where empty.
 
-
         Known columns may be written in any case ("FLAIR"). A column of images under another name is not used, and a
         printed line says so.
 

@@ -70,14 +70,14 @@ def template_path(kind: str) -> Path:
     return path
 
 
-def low_pass_sigma(spacing: float) -> float | None:
+def low_pass_sigma(spacing: float) -> float:
     """Return the sigma (mm) of the blur for a grid: a wider voxel averages more anatomy.
 
     Args:
         spacing: edge of a voxel in mm.
 
     Returns:
-        None at the atlas's own 1 mm or finer.
+        0 at the atlas's own 1 mm or finer.
     """
     return 0.35 * spacing if spacing > 1 else 0.0
 

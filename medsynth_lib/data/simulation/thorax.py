@@ -349,7 +349,7 @@ def skeleton(
     spine(canvas, x, y, z, depth)
 
 
-def spine(canvas: Canvas, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, depth: torch.Tensor) -> None:
+def spine(canvas: Canvas, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, depth: float) -> None:
     """Paint vertebrae every 25 mm, their discs, arches and processes, and the canal."""
     share = canvas.share
     column = -depth + 15 - 6 * torch.cos(z / 70)  # the thoracic curve
