@@ -56,6 +56,13 @@ def test_data_runs_the_downloader():
     assert call("-m", "medsynth_lib.cli", "data", "describe", "nothing").returncode == 1
 
 
+def test_every_study_of_the_sweep_is_offered():
+    """The command line repeats their names, since it imports nothing heavy."""
+    from medsynth_lib.experiments import sweep
+
+    assert tuple(sweep.STUDIES) == cli.STUDIES
+
+
 def test_options_reach_the_function(monkeypatch):
     from medsynth_lib.course import run
 
