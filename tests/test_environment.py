@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPO = Path(__file__).parents[1]
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 
 
 def test_conda_lists_what_pyproject_needs():
-    conda = yaml.safe_load((REPO / "environment.yml").read_text())
+    conda = yaml.safe_load((REPO / "environment.yml").read_text(encoding="utf-8"))
     (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
     assert sorted(pip) == sorted(NEEDED + ["-e ."])
     assert conda["channels"] == ["conda-forge"]
@@ -23,11 +23,11 @@ def test_conda_lists_what_pyproject_needs():
 
 def test_one_python_is_asked_for():
     """3.11.4 is the first with the filter of tarfile that keeps archives inside their folder."""
-    (conda,) = re.findall(r'- "python>=([\d.]+),', (REPO / "environment.yml").read_text())
-    makefile = (REPO / "Makefile").read_text()
+    (conda,) = re.findall(r'- "python>=([\d.]+),', (REPO / "environment.yml").read_text(encoding="utf-8"))
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
     (made,) = re.findall(r"version_info < \(([\d, ]+)\)", makefile)
     (said,) = re.findall(r"older than Python ([\d.]+);", makefile)
-    (read,) = re.findall(r"Python ≥ ([\d.]+) ", (REPO / "README.md").read_text())
+    (read,) = re.findall(r"Python ≥ ([\d.]+) ", (REPO / "README.md").read_text(encoding="utf-8"))
     assert {PROJECT["requires-python"], *(f">={v}" for v in (conda, made.replace(", ", "."), said, read))} == {
         ">=3.11.4"
     }
@@ -35,7 +35,9 @@ def test_one_python_is_asked_for():
 
 def pinned(name):
     """Name -> version of a file of `package==version` lines; hashes and comments are passed over."""
-    found = re.findall(r"^([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)(?: \\)?$", (REPO / name).read_text(), re.MULTILINE)
+    found = re.findall(
+        r"^([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)(?: \\)?$", (REPO / name).read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {canonicalize_name(package): version for package, version in found}
 
 
@@ -56,7 +58,9 @@ def all_needed(needs):
 
 
 def test_constraints_pin_every_needed_package():
-    lines = [line for line in (REPO / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     assert len(pinned("constraints.txt")) == len(lines)
     missing = all_needed(NEEDED) - set(pinned("constraints.txt"))
     assert not {
@@ -65,7 +69,7 @@ def test_constraints_pin_every_needed_package():
 
 
 def test_the_lock_has_hashes_of_all_but_torch():
-    text = (REPO / "requirements.lock").read_text()
+    text = (REPO / "requirements.lock").read_text(encoding="utf-8")
     versions = pinned("constraints.txt")
     del versions["torch"]
     assert pinned("requirements.lock") == versions
@@ -80,7 +84,7 @@ def test_withdrawn_and_unfit_versions_are_excluded():
 
 
 def test_constraints_hold_no_local_builds():
-    text = (REPO / "constraints.txt").read_text()
+    text = (REPO / "constraints.txt").read_text(encoding="utf-8")
     assert "+" not in text and "file:" not in text and "torch==2.13.0" in text
 
 

@@ -78,7 +78,10 @@ class PaperCode(Pix2Pix):
         return losses
 
     def matching(self, fake: Features, real: Features) -> torch.Tensor:
-        """Return 5 l0 + 1.5 l3 + 1.5 l6 + l9, where l_k is the L1 distance of D's features behind its k-th layer."""
+        """Return the weighted feature matching, 5 l0 + 1.5 l3 + 1.5 l6 + l9.
+
+        l_k is the L1 distance of D's features behind its k-th layer.
+        """
         pairs = [[torch.cat(first, 1), *blocks] for blocks, first in (fake, real)]
         return sum(weight * l1_loss(f, r) for weight, f, r in zip(LAYERS, *pairs, strict=True))
 

@@ -95,7 +95,10 @@ class Pix2Pix(Algorithm):
     def adversarial_step(
         self, x: torch.Tensor, y: torch.Tensor, y_hat: torch.Tensor, l1: torch.Tensor, run: Run
     ) -> Losses:
-        """Update D on the real and the detached synthetic volume, then G against the updated D, which stays as it is."""
+        """Update D on a real and a synthetic volume, then G against the updated D.
+
+        The synthetic volume is detached in the first update. D stays as it is in the second.
+        """
         d, real, fake = self.networks["discriminator"], torch.cat([x, y], 1), torch.cat([x, y_hat], 1)
         d_loss = (lsgan_loss(d(real)[0], True) + lsgan_loss(d(fake.detach())[0], False)) / 2
         self.update("discriminator", d_loss, run)

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from data_download import lookalike, registry
+from medsynth_lib.data.files.published import refusal
 
 PAIRS = [["brats2019"], ["brats2020"], ["msd_task01"], ["ixi"], ["upenn_gbm", "ucsf_pdgm"]]
 VOLUMES = [["gsp"], ["copdgene"], ["lidc"]]
@@ -36,7 +37,7 @@ def test_the_matrix_is_covered():
     """Whoever adds a data set must say which test runs it."""
     tested = {name for sets in PAIRS + VOLUMES for name in sets}
     assert tested == set(registry.load())
-    assert {name for name in tested if registry.refusal(name, "pairs")} == {name for sets in VOLUMES for name in sets}
+    assert {name for name in tested if refusal(name, "pairs")} == {name for sets in VOLUMES for name in sets}
 
 
 def printed(notebook, marker):
@@ -74,7 +75,7 @@ class TestVolumes:
         done, out = run(sets, "01,02", tmp_path)
         status = {row["name"][:2]: row["status"] for row in json.loads((out / "summary.json").read_text())["notebooks"]}
         assert done.returncode == 1 and status["01"] == "ok" and status["02"] != "ok", done.stdout[-3000:]
-        reason = registry.refusal(sets[0], "pairs")
+        reason = refusal(sets[0], "pairs")
         assert reason in printed(out / "01_data_preparation.ipynb", "manifest = lesson_manifest(lesson")
         volumes = printed(out / "01_data_preparation.ipynb", "chests = lesson_volumes(lesson")
         assert volumes.count("is not used here") == 1  # the chests are used and not the brains, or the other way round

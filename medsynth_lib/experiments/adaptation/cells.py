@@ -26,7 +26,7 @@ OF_VAES = {"svae", "svae_slice", "vae3d"}  # settings that rows without a VAE do
 
 
 def cell_key(settings: Lesson04Settings, method: str, source: str, target: str, seed: int) -> str:
-    """Fingerprint the cell, `VERSIONS`, its subjects and every setting that it uses: eight digits."""
+    """Fingerprint the cell: `VERSIONS`, its subjects and every setting that it uses; 8 digits."""
     unused = UNUSED | (set() if "VAE" in method else OF_VAES)
     used = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in unused}
     subjects = describe(settings.shape, settings.spacing, tumour=True)
