@@ -24,6 +24,7 @@ from medsynth_lib.processes import headless, run
 OFFSET = 0.1  # percent of emphysema: healthy lungs have none, and log 0 is not a number
 FACTORS = {"ct": ("lung", "fat", "bone", "log emphysema"), "t1": ("brain", "hippocampus", "lateral ventricle")}
 NOUNS = {"ct": "chests", "t1": "brains"}
+AT_A_TIME = 8  # volumes in memory
 
 
 def factors(table: pd.DataFrame, modality: str) -> pd.DataFrame:
@@ -102,22 +103,21 @@ class Domain:
             masks = dict.fromkeys(("lung", "fat", "bone", "emphysema"), np.zeros(cube.shape[1:], bool))
         return {name: torch.from_numpy(masks[name.removeprefix("log ")]) for name in self.names}
 
-    def measured_codes(self, z: Tensor, batch: int = 8) -> Tensor:
+    def measured_codes(self, z: Tensor) -> Tensor:
         """Measure the standardised factors (..., k) of the volumes of codes (..., d).
 
         Equal codes, such as the one at which many walks start, are measured once.
 
         Args:
             z: codes.
-            batch: volumes in memory at a time.
         """
         codes, which = z.flatten(0, -2).unique(dim=0, return_inverse=True)
-        tables = [self.measured(self.generate(part)) for part in codes.split(batch)]
+        tables = [self.measured(self.generate(part)) for part in codes.split(AT_A_TIME)]
         return self.standardised(pd.concat(tables))[which].unflatten(0, z.shape[:-1])
 
-    def codes(self, cubes: Sequence[Tensor], batch: int = 8) -> Tensor:
+    def codes(self, cubes: Sequence[Tensor]) -> Tensor:
         """Return the encoder's codes (n, d) of volumes (1, S, S, S), a few in memory at a time."""
-        encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(list(cubes)).split(batch)
+        encoders, parts = (self.networks["E^H"], self.networks["E^G"]), torch.stack(list(cubes)).split(AT_A_TIME)
         return torch.cat([encode(*encoders, x.to(self.device), self.depth).cpu() for x in parts])
 
 

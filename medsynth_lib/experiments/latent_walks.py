@@ -355,10 +355,8 @@ def recover_twice(domain: Domain, volume: torch.Tensor, steps: int) -> tuple[lis
 
 
 @torch.no_grad()
-def mean_bound(
-    networks: Mapping[str, nn.Module], basis: torch.Tensor, seed: int = 0, count: int = 64
-) -> tuple[float, float]:
-    """Estimate the bound of I(c; G(z)) from Gaussian codes.
+def mean_bound(networks: Mapping[str, nn.Module], basis: torch.Tensor, seed: int = 0) -> tuple[float, float]:
+    """Estimate the bound of I(c; G(z)) from 64 Gaussian codes.
 
     The generator is the one that learned, with its Q.
 
@@ -366,13 +364,12 @@ def mean_bound(
         networks: of a HAGAN, and "Q".
         basis: U (k, d), orthonormal; c = U z.
         seed: of the codes.
-        count: how many codes.
 
     Returns:
         The bound in nats, and its standard error.
     """
     device = next(networks["G^A"].parameters()).device
-    z = torch.randn(count, basis.shape[1], generator=torch.Generator().manual_seed(seed)).to(device)
+    z = torch.randn(64, basis.shape[1], generator=torch.Generator().manual_seed(seed)).to(device)
     q, basis = networks["Q"].to(device), basis.to(device)
     low = (networks["G^L"](networks["G^A"](part)) for part in z.split(8))
     parts = torch.stack([information_bound(part @ basis.T, *q(x)) for part, x in zip(z.split(8), low, strict=True)])

@@ -8,6 +8,7 @@ from medsynth_lib.data.files.manifest import Manifest, check_leaks, some
 from medsynth_lib.files import DataError
 
 SHARES = dict(test=0.25, tune=0.1)  # of a real site's subjects; the rest trains
+FOLDS = 5
 
 
 def split_source_target(
@@ -56,28 +57,27 @@ def split_source_target(
     return split
 
 
-def five_folds(manifest: Manifest, k: int = 5, seed: int = 0) -> Manifest:
-    """Add a column `fold` (0 to k-1), the fold that tests a subject.
+def five_folds(manifest: Manifest, seed: int = 0) -> Manifest:
+    """Add a column `fold` (0 to 4), the fold that tests a subject.
 
     Every site is spread over all folds.
 
     Args:
         manifest: scans; the split column does not count.
-        k: number of folds.
         seed: of the random draw.
 
     Raises:
-        DataError: for fewer than k subjects at any site, which would leave a fold without that site.
+        DataError: for fewer than five subjects at any site, which would leave a fold without that site.
     """
     table = manifest.table
     smallest = table.groupby("site")["subject"].nunique()
-    if smallest.min() < k:
+    if smallest.min() < FOLDS:
         raise DataError(
-            f"{manifest.root}: site {smallest.idxmin()} has only {smallest.min()} subject(s) for {k} folds; "
-            "lower k or leave the site out."
+            f"{manifest.root}: site {smallest.idxmin()} has only {smallest.min()} subject(s) for {FOLDS} folds; "
+            "leave the site out."
         )
     table = table.assign(fold=-1)
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(folds.split(table, table["site"], table["subject"])):
         table.iloc[test, table.columns.get_loc("fold")] = fold
     return manifest.replace(table)

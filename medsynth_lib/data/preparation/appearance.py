@@ -53,18 +53,15 @@ def increasing(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
-def match_volume(
-    volume: torch.Tensor, mask: torch.Tensor, wanted: np.ndarray, levels: np.ndarray = NYUL_LEVELS
-) -> torch.Tensor:
+def match_volume(volume: torch.Tensor, mask: torch.Tensor, wanted: np.ndarray) -> torch.Tensor:
     """Move a volume's own percentiles to wanted ones (Nyul, Udupa, Zhang 2000).
 
     Args:
         volume: (c, x, y, z).
         mask: (1, x, y, z), boolean.
-        wanted: intensities at the levels, one row a channel.
-        levels: a few landmarks from 0 to 1.
+        wanted: intensities at `NYUL_LEVELS`, one row a channel.
     """
-    return apply_curve(volume, mask, quantiles([volume], [mask], levels), wanted)
+    return apply_curve(volume, mask, quantiles([volume], [mask], NYUL_LEVELS), wanted)
 
 
 def fourier_swap(volume: torch.Tensor, other: torch.Tensor, mask: torch.Tensor, beta: float = 0.1) -> torch.Tensor:

@@ -57,7 +57,7 @@ def levels(relaxation: Relaxation, sequence: Sequence, field: float) -> np.ndarr
     return signal / signal[-1]
 
 
-def measured_levels(volumes: list[np.ndarray], seed: int = 0) -> np.ndarray:
+def measured_levels(volumes: list[np.ndarray]) -> np.ndarray:
     """Measure how bright grey matter is beside white matter in each contrast.
 
     A mixture of four Gaussians describes the logarithms of the purest voxels. Of its two heaviest components, the darker one in
@@ -66,15 +66,13 @@ def measured_levels(volumes: list[np.ndarray], seed: int = 0) -> np.ndarray:
     Args:
         volumes: images (c, x, y, z) of one site's subjects in scanner units, 0 outside the brain, the T2-weighted one at index
             -2 and FLAIR last.
-        seed: of the choice of voxels and of the mixture.
 
     Returns:
         Grey over white matter (c,).
     """
     pooled = np.concatenate([pure(v) / np.median(v[:, (v != 0).all(0)], 1)[:, None] for v in volumes], 1).T
-    rng = np.random.default_rng(seed)
-    pooled = rng.permutation(pooled)[:PURE_VOXELS]
-    mixture = GaussianMixture(4, random_state=seed, n_init=2).fit(np.log(pooled + 0.02))
+    pooled = np.random.default_rng(0).permutation(pooled)[:PURE_VOXELS]
+    mixture = GaussianMixture(4, random_state=0, n_init=2).fit(np.log(pooled + 0.02))
     heaviest = mixture.means_[np.argsort(mixture.weights_)[-2:]]
     white, grey = np.exp(heaviest[np.argsort(heaviest[:, -2])]) - 0.02
     return grey / white

@@ -30,6 +30,7 @@ OTHERS = {
     "seconds": "seconds",
 }
 DICE_MARGIN = 0.01  # a method that reaches its goal may cost so much of the mean Dice
+LISTED = 5  # names that a sentence lists
 
 
 def per_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -38,20 +39,17 @@ def per_seed(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(["method", "seed"])[columns].mean()
 
 
-def gap_closed(means: pd.DataFrame, column: str = "psnr_t", low: str = CONTROL, high: str = SUPERVISED) -> pd.DataFrame:
-    """Divide (score - low) by (high - low), seed by seed, for the scores of two methods.
+def gap_closed(means: pd.DataFrame) -> pd.DataFrame:
+    """Give the share of the gap in PSNR from `CONTROL` (0) to `SUPERVISED` (1), seed by seed.
 
     Args:
         means: as `per_seed` makes them.
-        column: the score.
-        low: method at 0.
-        high: method at 1.
 
     Returns:
         A row a method, a column a seed.
     """
-    values = means[column].unstack("seed")
-    return (values - values.loc[low]) / (values.loc[high] - values.loc[low])
+    values = means["psnr_t"].unstack("seed")
+    return (values - values.loc[CONTROL]) / (values.loc[SUPERVISED] - values.loc[CONTROL])
 
 
 @dataclass(frozen=True)
@@ -194,16 +192,13 @@ class Comparison:
         gain = values.loc[method] - values.loc[control]
         return f"{gain.min():+.2f} to {gain.max():+.2f}"
 
-    def gaps_closed(self, start: str = "physics") -> pd.DataFrame:
-        """Give the share of the gap that methods close, and how much lower their Dice is.
-
-        Args:
-            start: of the methods' names.
+    def gaps_closed(self) -> pd.DataFrame:
+        """Give the share of the gap that the physics rows close, and how much lower their Dice is.
 
         Returns:
             A row a method: "seed 0" and so on, "median", "worst", "Dice lower by". Empty where not run.
         """
-        found = [m for m in self.methods if m in self.seeds.index and m.startswith(start)]
+        found = [m for m in self.methods if m in self.seeds.index and m.startswith("physics")]
         if not found or not {CONTROL, SUPERVISED} <= set(self.seeds.index):
             return pd.DataFrame()
         dice, closed = self.means["dice"].unstack("seed"), gap_closed(self.means).loc[found]
@@ -233,7 +228,7 @@ def verdict(row: pd.Series, goal: float) -> str:
     return "reached" if row["median"] >= goal and row["Dice lower by"] <= DICE_MARGIN else "not reached"
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str]) -> str:
     """List the first names in a sentence and count the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more or "no row"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more or "no row"

@@ -12,6 +12,7 @@ from medsynth_lib.settings import SliceVAESettings
 from medsynth_lib.training.adaptation import Posterior, aggregate, posterior, source_posteriors
 
 OUTPUT = "output at B"  # what the others are compared with
+MARGIN = 0.01  # share of the output's mean loss that a preferred volume's advantage exceeds
 
 
 @torch.no_grad()
@@ -63,16 +64,16 @@ def means_and_sds(losses: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def preferred(values: pd.DataFrame, margin: float = 0.01) -> list[str]:
+def preferred(values: pd.DataFrame) -> list[str]:
     """List the candidates whose loss is lower than that of the output.
 
     Args:
         values: of `divergences`.
-        margin: share of the output's mean loss that the difference must exceed.
 
     Returns:
-        Candidates whose difference from the output has a 95 % interval (Student's t over subjects) below minus the margin.
+        Candidates whose difference from the output has a 95 % interval (Student's t over subjects) below minus
+        `MARGIN` of the output's mean loss.
     """
     gain = values.sub(values[OUTPUT], axis=0)
     half = stats.t.ppf(0.975, len(values) - 1) * gain.sem() if len(values) > 1 else 0
-    return list(gain.columns[gain.mean() + half < -margin * values[OUTPUT].mean()])
+    return list(gain.columns[gain.mean() + half < -MARGIN * values[OUTPUT].mean()])

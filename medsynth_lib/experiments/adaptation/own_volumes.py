@@ -14,7 +14,7 @@ import torch
 from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case, write_volume
 from medsynth_lib.data.preparation.contract import Contract, restore
-from medsynth_lib.experiments.adaptation.direction import Direction, Sample, simulated_scanners
+from medsynth_lib.experiments.adaptation.direction import Direction, Sample
 from medsynth_lib.experiments.adaptation.methods import RHO
 from medsynth_lib.experiments.adaptation.own_scans import read_scanners, source_scans, target_scans
 from medsynth_lib.experiments.adaptation.recipes import Latent, course
@@ -68,7 +68,7 @@ def adapt_folder(
     targets = target_scans(Path(target), trained.contract)
     pairs = source_scans(Path(source) if source else None, trained.contract, settings)
     both = Manifest(pd.concat([pairs.table, targets.table], ignore_index=True), Path(target))
-    known = read_scanners(scanners) if scanners else simulated_scanners()
+    known = read_scanners(scanners) if scanners else {}
     direction = Direction(both, trained.contract, "source", "target", known)
     physics, vae = TargetPhysics(direction), load(Path(svae), "given") if svae else None
     studies = [make_study(direction, settings, k, trained.networks["generator"], physics) for k in range(seeds)]

@@ -1,4 +1,4 @@
-"""Simulated subjects of a direction, scanned again: at the source with settings of the target, or at other sites."""
+"""Simulated subjects of a direction, scanned again at other sites."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,25 +6,9 @@ import torch
 from monai.data import MetaTensor
 
 from medsynth_lib.data.preparation.contract import Contract, prepare
-from medsynth_lib.data.simulation.scanner import Site, mixed_site, scan
+from medsynth_lib.data.simulation.scanner import Site, scan
 from medsynth_lib.data.simulation.subject import Subject, make_subject
 from medsynth_lib.experiments.adaptation.direction import Direction, Sample
-
-
-def rescanned(direction: Direction, *causes: str, split: str = "test") -> list[Sample]:
-    """Scan a split's subjects at the source with some causes of the shift taken from the target.
-
-    Args:
-        direction: of simulated sites.
-        causes: as in `scanner.CAUSES`; none gives the source itself.
-        split: whose subjects.
-
-    Returns:
-        Samples of "x", "y" and "mask", in the manifest's order.
-    """
-    source, target = (direction.scanners[name] for name in (direction.source, direction.target))
-    site = mixed_site(source, target, *causes)
-    return [sample for (sample,) in scans(direction, [site], split)]
 
 
 def scans(direction: Direction, sites: Iterable[Site], split: str = "test") -> Iterator[list[Sample]]:

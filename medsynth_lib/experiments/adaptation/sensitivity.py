@@ -9,10 +9,11 @@ import torch
 from medsynth_lib.data.preparation.appearance import apply_curve
 from medsynth_lib.data.simulation import protocol
 from medsynth_lib.data.simulation.physics import Sequence as PulseSequence
+from medsynth_lib.data.simulation.protocol import Curve
 from medsynth_lib.data.simulation.scanner import Site
 from medsynth_lib.evaluation.subjects import psnrs
 from medsynth_lib.experiments.adaptation.direction import Sample
-from medsynth_lib.experiments.adaptation.target_physics import Curve, TargetPhysics
+from medsynth_lib.experiments.adaptation.target_physics import TargetPhysics
 
 Times = Sequence[Sequence[float | None]]  # ms of CSF, grey and white matter, at 1.5 and at 3 T; None keeps one
 

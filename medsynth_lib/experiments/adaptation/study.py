@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from medsynth_lib.data.preparation import appearance
+from medsynth_lib.data.simulation.protocol import Curve
 from medsynth_lib.evaluation.synthesis import predict
 from medsynth_lib.experiments.adaptation.direction import Direction, Sample
 from medsynth_lib.experiments.adaptation.sources import Sources
-from medsynth_lib.experiments.adaptation.target_physics import Curve, TargetPhysics
+from medsynth_lib.experiments.adaptation.target_physics import TargetPhysics
 from medsynth_lib.experiments.adaptation.target_style import TargetStyle
 from medsynth_lib.settings import Lesson04Settings
 

@@ -9,10 +9,9 @@ import torch
 
 from medsynth_lib.data.preparation.contract import normalise
 from medsynth_lib.data.simulation import protocol
+from medsynth_lib.data.simulation.protocol import Curve
 from medsynth_lib.data.simulation.scanner import Site
 from medsynth_lib.experiments.adaptation.direction import Direction, Sample
-
-Curve = tuple[np.ndarray, np.ndarray]  # T1 signal at the source and at the target, white matter = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,11 @@ class TargetPhysics:
             found += [(scanner.sequences[m], scanner.field, v) for m, v in zip(modalities, levels, strict=True)]
         return found
 
+    @cached_property
+    def fitted(self) -> protocol.Relaxation:
+        """The literature's relaxation, fitted to the images."""
+        return protocol.fitted_relaxation(protocol.literature(), self.observations)
+
     def curve(self, relaxation: dict | None = None, fit: bool = True, target: Site | None = None) -> Curve:
         """Make the curve from the source's to the target's T1 look.
 
@@ -47,8 +51,9 @@ class TargetPhysics:
             fit: whether they are fitted to the images first.
             target: another scanner in the place of the target's.
         """
-        relaxation = relaxation or protocol.literature()
-        if fit:
+        if relaxation is None:
+            relaxation = self.fitted if fit else protocol.literature()
+        elif fit:
             relaxation = protocol.fitted_relaxation(relaxation, self.observations)
         scanners = self.direction.scanners
         source, target = scanners[self.direction.source], target or scanners[self.direction.target]

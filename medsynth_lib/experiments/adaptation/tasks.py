@@ -4,16 +4,17 @@ import numpy as np
 
 from medsynth_lib.experiments.adaptation.direction import Sample
 
+BINS = 16  # of one histogram
 
-def input_histograms(sample: Sample, bins: int = 16) -> np.ndarray:
+
+def input_histograms(sample: Sample) -> np.ndarray:
     """Describe a sample by the histograms of its inputs inside the brain.
 
     Args:
         sample: "x" (c, x, y, z) in [0, 1] and "mask" (1, x, y, z).
-        bins: of one histogram.
 
     Returns:
-        Densities (c * bins).
+        Densities (c * BINS).
     """
     brain = sample["mask"][0]
-    return np.concatenate([np.histogram(channel[brain], bins, (0, 1), density=True)[0] for channel in sample["x"]])
+    return np.concatenate([np.histogram(channel[brain], BINS, (0, 1), density=True)[0] for channel in sample["x"]])

@@ -11,10 +11,10 @@ from medsynth_lib.data.files import nifti
 from medsynth_lib.data.preparation import appearance
 from medsynth_lib.data.preparation.contract import normalise
 from medsynth_lib.data.simulation import protocol
-from medsynth_lib.data.simulation.scanner import CAUSES, SITES
+from medsynth_lib.data.simulation.scanner import CAUSES, SITES, mixed_site
 from medsynth_lib.experiments.adaptation import cells, methods, recipes
 from medsynth_lib.experiments.adaptation.direction import Direction
-from medsynth_lib.experiments.adaptation.rescan import rescanned, scans
+from medsynth_lib.experiments.adaptation.rescan import scans
 from medsynth_lib.experiments.adaptation.runner import evaluate, run_cell
 from medsynth_lib.experiments.adaptation.study import after_curve, make_study
 from medsynth_lib.experiments.adaptation.target_style import TargetStyle
@@ -106,6 +106,12 @@ def with_scanners(direction, scanners, source="SIMA", target="SIMB"):
     return Direction(direction.manifest, direction.contract, source, target, scanners)
 
 
+def rescanned(direction, *causes):
+    """Scan the test subjects at the source with some causes of the shift taken from the target."""
+    source, target = (direction.scanners[name] for name in (direction.source, direction.target))
+    return [sample for (sample,) in scans(direction, [mixed_site(source, target, *causes)])]
+
+
 def test_subjects_scanned_again_are_those_of_the_manifest(study):
     """Without any cause, the simulation repeats the source's NIfTIs; with all, and the target's noise, the target's.
 
@@ -179,6 +185,13 @@ def test_a_curve_for_another_scanner_leaves_the_study_alone(study):
     usual, other = study.physics.curve(fit=False), study.physics.curve(fit=False, target=SITES["C"])
     assert not np.allclose(usual[1], other[1])
     assert all(np.array_equal(a, b) for a, b in zip(usual, study.physics.curve(fit=False), strict=True))
+
+
+def test_the_literature_is_fitted_once(study, monkeypatch):
+    first = study.physics.curve()
+    monkeypatch.setattr(protocol, "fitted_relaxation", None)  # a second fit would fail
+    assert all(np.array_equal(a, b) for a, b in zip(first, study.physics.curve(), strict=True))
+    assert not np.allclose(first[1], study.physics.curve(fit=False)[1])
 
 
 def test_target_style_has_the_targets_histogram_and_keeps_t1(study):
