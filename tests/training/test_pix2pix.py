@@ -175,6 +175,15 @@ def test_blur_pool_keeps_constants_and_kills_the_checkerboard():
     assert torch.allclose(BlurPool()(torch.full((1, 3, 8, 8, 8), 2.0)), torch.tensor(2.0))
 
 
+@pytest.mark.parametrize("size", [(8, 6, 10), (7, 9, 5), (2, 3, 4)])
+def test_blur_pool_is_its_convolution(size):
+    k = torch.tensor([1.0, 2.0, 1.0]).double() / 4
+    kernel = torch.einsum("i,j,k->ijk", k, k, k).expand(3, 1, 3, 3, 3)
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, [1] * 6, mode="reflect")
+    torch.testing.assert_close(BlurPool()(x), torch.nn.functional.conv3d(padded, kernel, stride=2, groups=3))
+
+
 def test_channels_on_their_own_give_the_same_bits():
     """Neither instance norm nor leaky ReLU nor halving mixes channels, so that a few at a time are as good as all."""
     layers = (LeakyNormalise(), BlurPool())
