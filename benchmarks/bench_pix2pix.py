@@ -3,6 +3,7 @@
 import torch
 from common import arguments, median_seconds, peak_gib, write
 
+from medsynth_lib.settings import Pix2PixSettings
 from medsynth_lib.training.pix2pix import Pix2Pix
 
 CASES = {
@@ -16,7 +17,7 @@ def main():
     rows = []
     for size, width in CASES[args.device]:
         for loss in ("l1", "gan"):
-            algorithm = Pix2Pix(dict(width=width, loss=loss, learning_rate=1e-4, spatial=0.0, intensity=0.0))
+            algorithm = Pix2Pix(Pix2PixSettings(width=width, loss=loss))
             for network in algorithm.networks.values():
                 network.to(args.device)
             batch = dict(x=torch.rand(1, 2, *size, device=args.device), y=torch.rand(1, 1, *size, device=args.device))
