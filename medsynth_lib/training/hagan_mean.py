@@ -10,7 +10,6 @@ import torch
 
 from medsynth_lib.settings import HAGANSettings
 from medsynth_lib.training.hagan import GENERATOR
-from medsynth_lib.training.loop import Batch, Losses, Run
 
 
 class RunningMean:
@@ -25,11 +24,11 @@ class RunningMean:
             if name in self.networks:
                 self.networks[f"mean {name}"] = copy.deepcopy(self.networks[name]).requires_grad_(False)
 
-    def step(self, batch: Batch, run: Run = Run()) -> Losses:
-        """Run one iteration, then move the means towards the new weights."""
-        losses = super().step(batch, run)
-        self.update_means()
-        return losses
+    def take_step(self, names: tuple[str, ...]) -> None:
+        """Take the step of these networks; after that of G, move the means to the new weights."""
+        super().take_step(names)
+        if "G^A" in names:
+            self.update_means()
 
     @torch.no_grad()
     def update_means(self) -> None:
