@@ -394,6 +394,7 @@ def test_written_volumes(sandbox):
     run()
 
 
+@pytest.mark.slow  # it counts the cases of slow tests, too
 def test_zz_enough_cases():
     """Runs last: the others counted."""
     print(f"\n{CASES['count']} cases")
