@@ -172,6 +172,28 @@ class ConditionalJointHAGANSettings(JointHAGANSettings):
 
 
 @dataclass(frozen=True)
+class Remedies:
+    """What keeps HA-GAN diverse (`training.hagan_repaired`; ours)."""
+
+    augmented: bool = True  # D^H and D^L see volumes that are changed at random
+    batch_discriminator: bool = True  # D^B sees the deviation over the batch; the paper: future work
+
+
+@dataclass(frozen=True)
+class RepairedHAGANSettings(Remedies, HAGANSettings):
+    """The printed form with remedies."""
+
+    algorithm: ClassVar[str] = "hagan_repaired"
+
+
+@dataclass(frozen=True)
+class RepairedJointHAGANSettings(Remedies, JointHAGANSettings):
+    """The joint form with remedies."""
+
+    algorithm: ClassVar[str] = "hagan_joint_repaired"
+
+
+@dataclass(frozen=True)
 class InformedHAGANSettings(HAGANSettings):
     """A trained generator that goes on with an information term (discussion B of the paper; ours)."""
 

@@ -10,6 +10,9 @@ from medsynth_lib.settings import (
     InformedHAGANSettings,
     JointHAGANSettings,
     PublicHAGANSettings,
+    Remedies,
+    RepairedHAGANSettings,
+    RepairedJointHAGANSettings,
     WithoutEncoderSettings,
     WithoutLowBranchSettings,
 )
@@ -20,6 +23,7 @@ from medsynth_lib.training.hagan_information import InformedHAGAN
 from medsynth_lib.training.hagan_joint import JointHAGAN
 from medsynth_lib.training.hagan_lean import Lean
 from medsynth_lib.training.hagan_mean import RunningMean
+from medsynth_lib.training.hagan_repaired import Augmented, SeesBatch
 
 FORMS = {  # settings -> classes, from the outermost to the one that is built on
     HAGANSettings: (HAGAN,),
@@ -31,6 +35,8 @@ FORMS = {  # settings -> classes, from the outermost to the one that is built on
     WithoutEncoderSettings: (WithoutEncoder,),
     DeterministicStartSettings: (DeterministicStart,),
     PublicHAGANSettings: (PublicHAGAN,),
+    RepairedHAGANSettings: (HAGAN,),
+    RepairedJointHAGANSettings: (JointHAGAN,),
 }
 
 
@@ -43,6 +49,8 @@ def build(settings: HAGANSettings, *given: object) -> HAGAN:
         given: what the form needs besides: basis and start of an `InformedHAGAN`.
     """
     *outer, core = FORMS[type(settings)]
+    if isinstance(settings, Remedies):
+        outer += [SeesBatch] * settings.batch_discriminator + [Augmented] * settings.augmented
     inner = [Lean] * settings.lean + [RunningMean] * (
         settings.average > 0
     )  # means are copied before layers become lean
