@@ -18,6 +18,16 @@ class DataError(ValueError):
     """A file or folder that cannot be used or written; the message names it, the value and the remedy."""
 
 
+def say_once(kind: str, line: str) -> None:
+    """Print a line the first time that a process has something of this kind to say."""
+    if kind not in SAID:
+        SAID.add(kind)
+        print(line, flush=True)
+
+
+SAID: set[str] = set()
+
+
 def cache_folder(*parts: str) -> Path:
     """Make a folder for what can be made again, below MEDSYNTH_CACHE or ~/.cache/medsynth.
 

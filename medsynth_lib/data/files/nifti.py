@@ -6,17 +6,24 @@ as (z, y, x): its (155, 240, 240) is (240, 240, 155) here.
 
 import gzip
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import SEEK_END
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
+from medsynth_lib.data.files.header import require_sound
 from medsynth_lib.data.files.manifest import Scan
+from medsynth_lib.data.files.paths import split_volume
 from medsynth_lib.files import DataError, atomic
 
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
@@ -24,7 +31,9 @@ TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
 
 
 def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaTensor:
-    """Read one 3D NIfTI file, checked, without changing its orientation.
+    """Read one 3D NIfTI file to its end, checked, without changing its orientation.
+
+    A compressed file is checked against the checksum and the length that it ends with.
 
     Args:
         path: the file; "file.nii.gz#2" is the third volume of a 4D file.
@@ -36,17 +45,13 @@ def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaT
         voxels to mm in RAS.
 
     Raises:
-        DataError: for a missing, truncated, non-NIfTI, 4D, all-zero or non-finite file, an unknown label, or a singular
-            affine.
+        DataError: for a missing, damaged, non-NIfTI, 4D, all-zero or non-finite file, a header that is impossible or
+            contradicts itself, and an unknown label.
     """
-    image = read_header(path)
-    affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            f"{path}: the affine is singular or not finite (rows {affine[:3].tolist()}); "
-            "repair the header's sform or voxel sizes."
-        )
-    data = _voxels(image, path)
+    with _opened(path) as (stream, most):
+        image = _parsed(stream, most, path)
+        data = _voxels(image, path, np.float64 if labels else np.float32)
+        _require_end(stream, image, path)
     bad = data.size - np.count_nonzero(np.isfinite(data))
     if bad:
         raise DataError(
@@ -54,43 +59,126 @@ def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaT
             "repeat the conversion that made this file, or set them to 0."
         )
     if labels:
-        known = LABELS if labels is True else labels
-        unknown = sorted(set(np.unique(data).tolist()) - set(known))
-        if unknown:
-            whose = "BraTS" if labels is True else "this data set"
-            raise DataError(f"{path}: unknown labels {unknown[:5]}; {whose} uses {known}, so map yours to these first.")
+        _require_labels(data, LABELS if labels is True else labels, path)
     elif not data.any():
         raise DataError(f"{path}: all {data.size} voxels are zero; download or convert the file again.")
     return MetaTensor(
-        torch.from_numpy(data)[None], affine=torch.from_numpy(affine), meta={"filename_or_obj": str(path)}
+        torch.from_numpy(data.astype(np.float32, copy=False))[None],
+        affine=torch.from_numpy(image.affine),
+        meta={"filename_or_obj": str(path)},
     )
 
 
-def read_header(path: Path | str) -> SpatialImage:
-    """Open a NIfTI file with its voxels still on disk: 3D, or 4D for "file.nii.gz#2".
+def read_header(path: Path | str) -> nib.Nifti1Image:
+    """Read the header of a NIfTI file, checked; the voxels are not read and cannot be.
+
+    Args:
+        path: the file, of 3D, or of 4D for "file.nii.gz#2".
 
     Raises:
-        DataError: for anything else.
+        DataError: for anything else, and for a header that is impossible or contradicts itself.
     """
-    file, _, number = str(path).partition("#")
-    if not Path(file).is_file():
-        raise DataError(f"{path}: no such file; check the path in the manifest, or download the data set again.")
+    with _opened(path) as (stream, most):
+        return _parsed(stream, most, path)
+
+
+def stored_voxels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
+    """Read all voxels of a file to its end, whatever they are: zeros, NaN and labels pass.
+
+    Args:
+        path: the file; of a 4D file with "#2" all volumes come, not the one.
+
+    Returns:
+        Scaled values (x, y, z) or (x, y, z, n), float32, and the affine (4, 4) in mm.
+
+    Raises:
+        DataError: for a missing or damaged file, and a header that is impossible or contradicts itself.
+    """
+    with _opened(path) as (stream, most):
+        image = _parsed(stream, most, path)
+        data = _values(image, path, np.float32)
+        _require_end(stream, image, path)
+    return data, image.affine
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[tuple[IO[bytes], int]]:
+    """The bytes of a file, and how many they can be; unpacked where the first two say gzip, whatever the ending says."""
+    file, _ = split_volume(path)
+    if not file.is_file():
+        raise DataError(f"{path}: {_no_file(file)}; check the path in the manifest, or download the data set again.")
     try:
-        image = nib.load(file)
-    except (EOFError, zlib.error) as error:
-        raise _truncated(path, error) from error
-    except (ImageFileError, HeaderDataError, OSError, ValueError, OverflowError) as error:
+        with open(file, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            size = raw.seek(0, SEEK_END)
+            raw.seek(0)
+            # gzip packs 1,032 bytes into one
+            yield (gzip.GzipFile(fileobj=raw), 1100 * size) if packed else (raw, size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: the file is truncated or damaged ({error}); copy or download it again.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); allow reading it, or copy it again.") from error
+
+
+def _no_file(path: Path) -> str:
+    """What is wrong with a path that is no file, for an error."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.is_symlink():
+        return f"no such file, but a link to {path.readlink()}, which is not there"
+    name, mark, number = path.name.rpartition("#")
+    known = mark and path.with_name(name).is_file()
+    return f"no such file, and {name} has no volume {number}: volumes count from 0" if known else "no such file"
+
+
+def _parsed(stream: IO[bytes], most: int, path: Path | str) -> nib.Nifti1Image:
+    """The image of an open file of at most `most` bytes, whose header is sound; its voxels are still in the stream."""
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    kind = _kind(start, path)
+    try:
+        require_sound(kind.header_class(start[: kind.header_class.sizeof_hdr], check=False), path)
+        stream.seek(0)
+        image = kind.from_stream(stream)
+    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: not a readable NIfTI file ({error}); export it as .nii or .nii.gz.") from error
-    if not isinstance(image, nib.Nifti1Pair):
-        raise DataError(f"{path}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz.")
-    promised = np.prod([float(n) for n in image.shape]) * image.get_data_dtype().itemsize
-    if promised > Path(file).stat().st_size * (1100 if file.endswith(".gz") else 1):  # gzip packs 1,032 bytes into one
+    _require_one_volume(image, path)
+    if _end(image) > most:  # before memory is asked for
         raise DataError(
             f"{path}: the header promises {image.shape} voxels of {image.get_data_dtype()}, more than the file can hold; "
             "copy or download it again."
         )
-    if number:
-        if len(image.shape) != 4 or not number.isdecimal() or int(number) >= image.shape[3]:
+    return image
+
+
+def _kind(start: bytes, path: Path | str) -> type[nib.Nifti1Image]:
+    """The class of a file that begins with these bytes: NIfTI-1 or NIfTI-2 in one file."""
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        header = kind.header_class
+        at = 4 if kind is nib.Nifti2Image else 344
+        if start[at:].startswith(header.single_magic + b"\0") and len(start) >= header.sizeof_hdr:
+            return kind
+    if not start:
+        raise DataError(f"{path}: the file is empty, so it is not NIfTI; copy or download it again.")
+    raise DataError(f"{path}: is not NIfTI in one file{_other_format(path)}; convert it to .nii.gz.")
+
+
+def _other_format(path: Path | str) -> str:
+    """What a file is that is not NIfTI, for an error: its format, or how it begins."""
+    file, _ = split_volume(path)
+    try:
+        return f", but {type(nib.load(file)).__name__}"
+    except Exception:  # each of nibabel's formats fails in ways of its own, or lacks a package
+        with open(file, "rb") as raw:
+            return f" (it begins with {raw.read(16)!r})"
+
+
+def _require_one_volume(image: nib.Nifti1Image, path: Path | str) -> None:
+    """Require a 3D image, or a 4D one that has the volume `path` names."""
+    _, number = split_volume(path)
+    if number is not None:
+        if len(image.shape) != 4 or number >= image.shape[3]:
             raise DataError(
                 f"{path}: has shape {image.shape}, so there is no volume {number}; count from 0, in a 4D file."
             )
@@ -99,34 +187,66 @@ def read_header(path: Path | str) -> SpatialImage:
             f"{path}: has shape {image.shape}, but one 3D volume is needed; "
             "split it into one file a volume, for instance with nibabel.four_to_three."
         )
-    return image
 
 
-def _voxels(image: SpatialImage, path: Path | str) -> np.ndarray:
-    """The scaled voxels, (x, y, z) float32; of a 4D file those of the volume that `path` names."""
-    kind = image.get_data_dtype()
-    if kind.kind not in "iuf":
-        raise DataError(f"{path}: voxels are of type {kind}, not real numbers; export one number a voxel.")
+def _end(image: nib.Nifti1Image) -> int:
+    """Bytes of an unpacked file, as its header promises."""
+    voxels = prod(int(n) for n in image.shape)
+    return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
+
+
+def _require_end(stream: IO[bytes], image: nib.Nifti1Image, path: Path | str) -> None:
+    """Read on to the end of the file, where gzip checks what it unpacked; refuse bytes behind the last voxel."""
+    end = _end(image)
+    stream.seek(end)
+    if stream.read(1):
+        raise DataError(
+            f"{path}: the file goes on after the {image.shape} voxels of {image.get_data_dtype()} that the header promises, "
+            f"{end} bytes in all; copy or convert it again."
+        )
+
+
+def _voxels(image: nib.Nifti1Image, path: Path | str, kind: type[np.floating]) -> np.ndarray:
+    """The scaled voxels, (x, y, z) of type `kind`; of a 4D file those of the volume that `path` names."""
+    return _values(image, path, kind, split_volume(path)[1]).reshape(image.shape[:3])
+
+
+def _values(
+    image: nib.Nifti1Image, path: Path | str, kind: type[np.floating], number: int | None = None
+) -> np.ndarray:
+    """The scaled voxels of all volumes, or of one of a 4D file."""
     try:
-        number = str(path).partition("#")[2]
-        data = image.dataobj[..., int(number)] if number else image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _truncated(path, error) from error
+        data = np.asanyarray(image.dataobj, kind) if number is None else image.dataobj[..., number]
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise
     except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(
-            f"{path}: the header promises {image.shape} voxels of {kind}, but the file ends before "
+            f"{path}: the header promises {image.shape} voxels of {image.get_data_dtype()}, but the file ends before "
             f"({str(error).splitlines()[0]}); copy or download it again."
         ) from error
-    return np.array(data.reshape(image.shape[:3]), dtype=np.float32)  # our own memory: never a map of the file
+    return np.array(data, dtype=kind)  # our own memory: never a map of the file
+
+
+def _require_labels(data: np.ndarray, known: Sequence[int], path: Path | str) -> None:
+    """Refuse values that are no labels, at the file's own precision: 3.9999 is not 4."""
+    unknown = sorted(set(np.unique(data).tolist()) - set(known))
+    broken = [value for value in unknown if value != round(value)]
+    if broken:
+        raise DataError(
+            f"{path}: {broken[:5]} are no whole numbers, so they are no labels; "
+            "resample with the nearest neighbour, and save without scaling."
+        )
+    if unknown:
+        whose = "BraTS" if tuple(known) == LABELS else "this data set"
+        remedy = "map yours to these first"
+        if unknown == [3] and 4 in known and 4 not in data:
+            remedy = "change 3 to 4: data sets since BraTS 2023, and MSD, call the enhancing tumour 3"
+        raise DataError(f"{path}: unknown labels {unknown[:5]}; {whose} uses {known}, so {remedy}.")
 
 
 def volume_name(volume: torch.Tensor) -> str:
     """Return what errors call a volume: its file, where it came from one."""
     return volume.meta.get("filename_or_obj", "volume") if isinstance(volume, MetaTensor) else "volume"
-
-
-def _truncated(path: Path | str, error: Exception) -> DataError:
-    return DataError(f"{path}: the file is truncated or damaged ({error}); copy or download it again.")
 
 
 def read_case(
