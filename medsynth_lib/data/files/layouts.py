@@ -4,7 +4,6 @@ A reader lists what it finds or returns None. Cells are paths relative to the fo
 a 4D file, and a folder stands for one DICOM series. Names are those the publishers' pages and well-known loaders show.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,9 +12,9 @@ import pandas as pd
 
 from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
+from medsynth_lib.data.files.paths import NIFTI, find_files, stem
 from medsynth_lib.files import DataError
 
-NIFTI = (".nii.gz", ".nii")
 Table: TypeAlias = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 
 
@@ -73,23 +72,6 @@ def find(name: str, folder: Path | str) -> Manifest:
     return Manifest(table, Path(folder))
 
 
-def files(folder: Path, endings: tuple[str, ...] = NIFTI) -> list[Path]:
-    """List the files at any depth with one of the endings, sorted.
-
-    macOS's "._" twins are left out, and links to folders are not followed.
-    """
-    listed = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))  # ".": an unfinished write
-        listed += [Path(root, n) for n in sorted(names) if n.endswith(endings) and not n.startswith(".")]
-    return listed
-
-
-def stem(path: Path) -> str:
-    """Return a NIfTI file's name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
 def table(folder: Path, dataset: str, scans: dict[tuple[str, str], dict[str, Any]]) -> Table:
     """Make the rows of scans {(subject, site): {modality: path or text, ...}}; None for none."""
     rows = []
@@ -101,7 +83,7 @@ def table(folder: Path, dataset: str, scans: dict[tuple[str, str], dict[str, Any
 
 def matched(folder: Path, pattern: str, endings: tuple[str, ...] = NIFTI) -> list[tuple[re.Match, Path]]:
     """List (match, path) of all files whose name without ending fits a regular expression."""
-    return [(m, path) for path in files(folder, endings) if (m := re.fullmatch(pattern, stem(path)))]
+    return [(m, path) for path in find_files(folder, endings) if (m := re.fullmatch(pattern, stem(path)))]
 
 
 def brats(folder: Path, year: int) -> Table:
@@ -190,7 +172,7 @@ def copdgene(folder: Path) -> Table:
     found = matched(folder, r"(\w+?)_INSP_STD_(\w+?)_COPD")
     scans = {(match[1], match[2]): {"ct": path} for match, path in found}
     known = {}
-    for path in files(folder, (".csv", ".txt")) if scans else []:
+    for path in find_files(folder, (".csv", ".txt")) if scans else []:
         with path.open(encoding="utf-8", errors="replace") as lines:
             separator = "\t" if "\t" in (first := lines.readline()) else ","
         if "sid" in first.strip().split(separator):
@@ -214,7 +196,7 @@ def lidc(folder: Path) -> Table:
     Of several CT series of a patient the largest is taken.
     """
     series = {}
-    for path in files(folder, (".dcm",)):
+    for path in find_files(folder, (".dcm",)):
         person = next((p for p in path.relative_to(folder).parts if re.fullmatch(r"LIDC-IDRI-\d+", p)), None)
         if person and path.parent.name.startswith("CT"):
             series.setdefault(person, {}).setdefault(path.parent, []).append(path)
