@@ -29,7 +29,7 @@ from medsynth_lib.experiments.computer import compiles, default_fabric, environm
 from medsynth_lib.experiments.memory_advice import with_advice
 from medsynth_lib.files import atomic, cache_folder, fingerprint
 from medsynth_lib.settings import TrainingSettings, notebooks_folder
-from medsynth_lib.training import baselines, hagan, hagan_build, loop, pix2pix, segmentation, svae
+from medsynth_lib.training import baselines, baselines_published, hagan, hagan_build, loop, pix2pix, segmentation, svae
 from medsynth_lib.training.loop import Algorithm
 
 TEXTS = ("recipe.yaml", "contract.yaml", "history.csv", "environment.json")
@@ -54,6 +54,9 @@ KINDS = (
     Kind(lessons.WGANSettings, baselines.WGAN, baselines.VERSION, CubeContract),
     Kind(lessons.VAEGANSettings, baselines.VAEGAN, baselines.VERSION, CubeContract),
     Kind(lessons.AlphaGANSettings, baselines.AlphaGAN, baselines.VERSION, CubeContract),
+    Kind(lessons.PublishedWGANSettings, baselines_published.PublishedWGAN, baselines.VERSION, CubeContract),
+    Kind(lessons.PublishedVAEGANSettings, baselines_published.PublishedVAEGAN, baselines.VERSION, CubeContract),
+    Kind(lessons.PublishedAlphaGANSettings, baselines_published.PublishedAlphaGAN, baselines.VERSION, CubeContract),
     Kind(lessons.ProgressiveGANSettings, baselines.ProgressiveGAN, baselines.VERSION, CubeContract),
 )
 ALGORITHMS = {kind.settings.algorithm: kind for kind in KINDS}

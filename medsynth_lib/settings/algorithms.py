@@ -270,6 +270,27 @@ class AlphaGANSettings(BaselineSettings):
 
 
 @dataclass(frozen=True)
+class PublishedWGANSettings(WGANSettings):
+    """WGAN as its public code trains it."""
+
+    algorithm: ClassVar[str] = "WGAN as published"
+
+
+@dataclass(frozen=True)
+class PublishedVAEGANSettings(VAEGANSettings):
+    """VAE-GAN as its public code trains it."""
+
+    algorithm: ClassVar[str] = "VAE-GAN as published"
+
+
+@dataclass(frozen=True)
+class PublishedAlphaGANSettings(AlphaGANSettings):
+    """alpha-GAN as its public code trains it."""
+
+    algorithm: ClassVar[str] = "alpha-GAN as published"
+
+
+@dataclass(frozen=True)
 class ProgressiveGANSettings(BaselineSettings):
     algorithm: ClassVar[str] = "Progressive GAN"
 
