@@ -6,6 +6,7 @@ may be scanned at several sites, in several rows. A simulated scan has the colum
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -270,13 +271,33 @@ def require_identity(table: pd.DataFrame, path: Path) -> None:
 
 
 def require_unique_scans(manifest: Manifest) -> None:
-    """Raise DataError where a (subject, site) row repeats."""
+    """Raise DataError where a (subject, site) row repeats, or a name has two spellings."""
     table = manifest.table
+    require_one_spelling(manifest)
     repeated = table.loc[table.duplicated(["subject", "site"]), "subject"].tolist()
     if repeated:
         raise DataError(
             f"{manifest.root}: {len(repeated)} repeated (subject, site) row(s) ({some(repeated)}); keep one row a scan."
         )
+
+
+def require_one_spelling(manifest: Manifest) -> None:
+    """Raise DataError where two subjects, or two sites, differ in case, spaces, "_", "-", "." or leading zeros alone."""
+    for column in ("subject", "site"):
+        first: dict[str, str] = {}
+        for name in manifest.table[column].astype(str).unique():
+            other = first.setdefault(_spelled_alike(name), name)
+            if other != name:
+                raise DataError(
+                    f"{manifest.root}: {column} {other!r} and {column} {name!r} look like one in two spellings; "
+                    "spell it alike in every row, or give them names that differ in more."
+                )
+
+
+def _spelled_alike(name: str) -> str:
+    """What all spellings of a name share: "P_007 " and "p-7"."""
+    plain = re.sub(r"[\s_.\-]+", "-", unicodedata.normalize("NFKC", name).strip()).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
 
 
 def check_leaks(manifest: Manifest) -> None:
