@@ -115,12 +115,11 @@ def test_nothing_known_says_what_is_looked_for(tmp_path):
         find("gsp", tmp_path)
 
 
-def test_links_to_folders_are_not_followed(tmp_path):
+def test_links_to_folders_are_followed(tmp_path):
     touch(tmp_path / "outside", "Sub0001_Ses1_Scan_01_ANAT1.nii.gz")
     (tmp_path / "data").mkdir()
     os.symlink(tmp_path / "outside", tmp_path / "data" / "link")
-    with pytest.raises(DataError):
-        recognise(tmp_path / "data")
+    assert recognise(tmp_path / "data").table["t1"].tolist() == ["link/Sub0001_Ses1_Scan_01_ANAT1.nii.gz"]
 
 
 def test_a_manifest_wins_and_is_called_own(tmp_path):
