@@ -13,9 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from medsynth_lib.data.files.tables import is_missing, listed, read_table, typed
 from medsynth_lib.files import DataError, atomic, content_hash
 
 MODALITIES = ("flair", "t1", "t1ce", "t2", "pd", "ct", "seg")
@@ -23,6 +23,7 @@ TEXT = ("subject", "site", "split", "dataset", *MODALITIES, "grade", "simulator"
 SPLITS = ("train", "tune", "test", "adapt")
 SHAPE = ("nx", "ny", "nz")  # voxels of a simulated scan
 SIMULATED = ("simulator", *SHAPE, "spacing_mm", "tumour")  # what its images depend on besides subject and site
+EMPTIED = ("split", "grade", *MODALITIES)  # columns in which "NA" stands for nothing
 UNSAFE = re.compile(r"[/\\\x00-\x1f]|\.\.")
 
 
@@ -65,7 +66,7 @@ class Scan:
                 f"{self.root}: subject {self.get('subject', '?')} (site {self.get('site', '?')}) has no {modality} "
                 "file in the manifest; add it, or leave the subject out."
             )
-        return self.root / self.cells[modality].strip()
+        return self.root / Path(self.cells[modality].strip()).expanduser()
 
     @property
     def simulated(self) -> bool:
@@ -110,10 +111,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str) -> "Manifest":
-        """Read a manifest CSV; text columns keep their zeros and are "" where empty.
+        """Read a manifest, a table as in `tables.read_table`; text columns keep their zeros and are "" where empty.
 
-        Known columns may be written in any case ("FLAIR"). A column of images under another name is not used, and a
-        printed line says so.
+        Known columns may be written in any case ("FLAIR"). A cell of a file, a split or a grade that says "NA" or the like
+        is empty. A column of images under another name is not used, and a printed line says so.
 
         Args:
             path: the CSV; its folder becomes `root`.
@@ -123,10 +124,14 @@ class Manifest:
                 and a split that is not one of `SPLITS`, or is filled in some rows only.
         """
         path = Path(path)
-        table, text = _read_twice(path)
-        table.columns = text.columns = _known_names(text.columns, path)
-        for column in text.columns.intersection(TEXT):
-            table[column] = text[column].str.strip()
+        if not path.is_file():
+            raise DataError(f"{path}: no such manifest; write one with find_cases(folder).write(path).")
+        text = read_table(path)
+        text.columns = _known_names(text.columns, path)
+        for column in text.columns.intersection(EMPTIED):
+            text[column] = text[column].where(~text[column].map(is_missing), "")
+        table = pd.DataFrame({c: text[c] if c in TEXT else typed(text, c, path) for c in text.columns})
+        table.index -= 2  # line 2 is row 0, as in a table that was made here
         require_identity(table, path)
         if "split" not in table:
             table.insert(2, "split", "")
@@ -152,7 +157,8 @@ class Manifest:
         table, root, folder = self.table[columns].copy(), self.root.resolve(), path.parent.resolve()
         for column in table.columns.intersection(MODALITIES):
             table[column] = [
-                Path(os.path.relpath(root / cell, folder)).as_posix() if cell else "" for cell in table[column]
+                Path(os.path.relpath(root / Path(cell).expanduser(), folder)).as_posix() if cell else ""
+                for cell in table[column]
             ]
         with atomic(path) as temporary:
             table.to_csv(temporary, index=False)
@@ -197,34 +203,6 @@ class Manifest:
         return len(self) > 0 and all(scan.simulated for scan in self.scans())
 
 
-def _read_twice(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read a CSV with numbers as numbers, and all as text.
-
-    Else "007" would lose its zeros, and a site called "NA" become a missing value.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such manifest; write one with find_cases(folder).write(path).")
-    _require_commas(path)
-    try:
-        table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: not a readable CSV ({str(error).strip()}); save it as comma-separated UTF-8."
-        ) from error
-    if not isinstance(text.index, pd.RangeIndex):
-        raise DataError(
-            f"{path}: rows have more cells than the first line has names; put commas inside cells in quotes."
-        )
-    return table, text
-
-
-def _require_commas(path: Path) -> None:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        header = lines.readline().strip()
-    if ";" in header and "," not in header:  # what spreadsheets write where the comma is in decimals
-        raise DataError(f"{path}: the first line is {header!r}; separate columns by commas, not semicolons.")
-
-
 def _known_names(columns: Iterable[str], path: Path) -> list[str]:
     """Column names, with those in TEXT as they are spelled there: " FLAIR" becomes "flair"."""
     names = [n if (n := c.strip().lower()) in TEXT else c for c in columns]
@@ -237,7 +215,7 @@ def _known_names(columns: Iterable[str], path: Path) -> list[str]:
 def _name_unknown_images(text: pd.DataFrame, path: Path) -> None:
     """Say which columns hold paths of NIfTI files, but are none of MODALITIES."""
     for column in text.columns.difference(TEXT):
-        if text[column].str.contains(r"\.nii(?:\.gz)?(?:#\d+)?\s*$").any():
+        if text[column].str.contains(r"(?i)\.nii(?:\.gz)?(?:#\d+)?\s*$").any():
             close = get_close_matches(column.lower(), MODALITIES, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(MODALITIES)}."
             print(f"{path}: column '{column}' holds NIfTI files, but is no known modality, so it is not used; {hint}")
@@ -250,7 +228,7 @@ def _require_splits(table: pd.DataFrame, path: Path) -> None:
     if len(unknown):
         raise DataError(f"{path}: line {unknown.index[0] + 2} has the split '{unknown.iloc[0]}'; {allowed}")
     if filled.any() and not filled.all():
-        line = np.flatnonzero(~filled)[0] + 2
+        line = table.index[~filled][0] + 2
         raise DataError(f"{path}: line {line} and {(~filled).sum() - 1} more have no split, others have; {allowed}")
 
 
@@ -261,9 +239,9 @@ def require_identity(table: pd.DataFrame, path: Path) -> None:
     """
     for column in ("subject", "site"):
         if column not in table:
-            raise DataError(f"{path}: no column '{column}' among {list(table.columns)}; add it.")
-        empty = np.flatnonzero(table[column].astype(str) == "")
-        if empty.size:
+            raise DataError(f"{path}: no column '{column}'; its columns are {listed(table)}; add it.")
+        empty = table.index[table[column].astype(str) == ""]
+        if len(empty):
             raise DataError(f"{path}: line {empty[0] + 2} has an empty '{column}'; fill it in.")
         for name in table[column].astype(str):
             if UNSAFE.search(name):  # outputs are named after subject and site

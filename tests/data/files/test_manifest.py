@@ -57,8 +57,8 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", ["not a readable CSV"]),
-        ("subject,split\n1,a\n", ["no column 'site'"]),
+        ("", ["not a readable table", "empty"]),
+        ("subject,split\n1,a\n", ["no column 'site'", "'subject', 'split'"]),
         ("subject,site\n1,A\n,A\n", ["line 3", "'subject'"]),
         ("subject,site\n1,A\n1,A\n", ["repeated", "(1)"]),
         ("subject,site\n../../1,A\n", ["subject '../../1'", "rename"]),
@@ -69,9 +69,13 @@ def test_paths_follow_a_manifest_to_another_folder(tmp_path):
             ["line 3", "'training'", "train, tune, test, adapt", "empty"],
         ),
         ("subject,site,split\n1,A,train\n2,A,\n3,A,\n", ["line 3 and 1 more have no split", "leave the column empty"]),
-        ("subject;site;age\n1;A;5\n", ["'subject;site;age'", "separate columns by commas"]),
-        ("subject;site;age\n1;A;5,5\n2;A;6,5,1\n", ["separate columns by commas"]),  # which pandas cannot parse
-        ("subject;site;age\n1;A;5,5\n", ["separate columns by commas"]),  # which looks like an index
+        ("\n\nsubject,site\n1,A\n\n,A\n", ["line 6", "'subject'"]),  # empty lines count
+        ("\nsubject,site,split\n1,A,train\n\n2,A,\n", ["line 5 and 0 more have no split"]),
+        ("subject,site,age\n1,A,5,5\n", ["line 2 has 4 cells", "3 names", "in quotes"]),
+        ('subject,site,age\n1,A,"1,234"\n', ["column 'age', line 2: '1,234' may be 1.234 or 1234"]),
+        ('subject,site\n1,"A\n2,A\n', ["line 2", "close every quote"]),
+        ("subject,site\np1,A\nP1,A\n", ["'p1'", "'P1'", "two spellings"]),
+        ("subject,site\np1,Basel\np2,basel\n", ["site 'Basel' and site 'basel'", "two spellings"]),
         ("subject,site,T1,t1\n1,A,a.nii,b.nii\n", ["columns ['T1', 't1'] are one"]),
     ],
 )
@@ -87,6 +91,25 @@ def test_known_columns_may_be_written_in_any_case(tmp_path, capsys):
     (scan,) = Manifest.read(tmp_path / "m.csv").scans()
     assert scan.cells == dict(subject="007", site="NA", split="", flair="f.nii", t1="t.nii", Age=5)
     assert capsys.readouterr().out == ""
+
+
+def test_a_manifest_from_a_spreadsheet(tmp_path):
+    text = (
+        "Subject;Site;FLAIR;Seg;Split;Age;Note\r\n007;NA;f.nii;n/a;NA;5,5;x\r\n008;NA;g.nii;s.nii;-;NA;\r\n;;;;;;\r\n"
+    )
+    (tmp_path / "m.csv").write_text(text, encoding="utf-16")
+    one, two = Manifest.read(tmp_path / "m.csv").scans()
+    assert one.cells == dict(subject="007", site="NA", flair="f.nii", seg="", split="", Age=5.5, Note="x")
+    assert not one.has("seg") and two.path("seg") == tmp_path / "s.nii" and np.isnan(two["Age"]) and two["Note"] == ""
+
+
+def test_a_home_folder_in_a_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "m.csv").write_text("subject,site,t1\n1,A,~/x/t1.nii\n")
+    manifest = Manifest.read(tmp_path / "m.csv")
+    assert manifest.scans()[0].path("t1") == tmp_path / "home" / "x" / "t1.nii"
+    manifest.write(tmp_path / "n.csv")
+    assert Manifest.read(tmp_path / "n.csv").scans()[0].path("t1") == tmp_path / "home" / "x" / "t1.nii"
 
 
 def test_a_column_of_images_that_is_no_modality_is_named(tmp_path, capsys):
