@@ -49,11 +49,11 @@ check: .venv/stamp
 	$(BIN)/mypy
 	$(TESTS) -m 'not slow and not gpu and not browser' tests
 
-# Two workers with one thread each; the notebooks then run one after another with both cores.
+# Two workers with one thread each, for the tests and then for the notebooks.
 test: .venv/stamp
 	$(TESTS) tests
 	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
-	  $(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=300 notebooks
+	  $(TESTS) -p no:cacheprovider --dist loadfile --nbval-lax --nbval-cell-timeout=300 notebooks
 	$(BIN)/medsynth compare build/nbval
 	@echo 'tests passed; results of the notebooks: build/nbval'
 
