@@ -21,16 +21,18 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from medsynth_lib.data.files.layouts import stem
 from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
 from medsynth_lib.data.files.nifti import read_volume, require_same_grid, write_volume
+from medsynth_lib.data.files.paths import split_volume, stem
+from medsynth_lib.data.files.selection import has
+from medsynth_lib.data.preparation.dicom import read_series
 from medsynth_lib.data.simulation.atlas import template_path
 from medsynth_lib.data.simulation.fields import gaussian_blur, random_field
 from medsynth_lib.data.simulation.scanner import rician
 from medsynth_lib.files import DataError, atomic, cache_folder, content_hash, fingerprint
 from medsynth_lib.processes import run
 
-VERSION = 2  # raise when what is written changes
+VERSION = 3  # raise when what is written changes
 BRAIN_LITRES = (0.8, 2.2)  # a mask outside this range is a failed registration
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is left-posterior-superior, NIfTI's right-anterior-superior
 GAMMA = dict(flair=0.75, t1=1.35, t1ce=1.35, t2=1.25)  # of simulated_shift, and the other four of its settings
@@ -61,6 +63,26 @@ def ready_dataset(manifest: Manifest, jobs: int = 1, progress: bool = False) -> 
     return manifest.replace(pd.concat(parts, ignore_index=True))
 
 
+def foreseen(manifest: Manifest) -> Manifest:
+    """Return the scans that `ready_dataset` would make ready, at the sites that they would get.
+
+    No voxel is read.
+
+    Args:
+        manifest: scans with a column `dataset`.
+    """
+    parts = []
+    for name, part in manifest.table.groupby("dataset", sort=False):
+        part = part[has(manifest.replace(part), NEEDED.get(name, ())).to_numpy()]
+        parts.append(part.assign(site=[site_when_ready(name, site, k) for k, site in enumerate(part["site"])]))
+    return manifest.replace(pd.concat(parts, ignore_index=True)) if parts else manifest
+
+
+def site_when_ready(name: str, site: str, number: int) -> str:
+    """Return the site of a data set's n-th scan: MSD Task01 has two simulated ones."""
+    return "MSD-shifted" if name == "msd_task01" and number % 2 else site
+
+
 def made_ready(manifest: Manifest, name: str, jobs: int, progress: bool) -> pd.DataFrame:
     """Make the scans of one data set ready: their rows, with absolute paths into the cache."""
     needed = NEEDED[name]
@@ -87,14 +109,19 @@ def made_ready(manifest: Manifest, name: str, jobs: int, progress: bool) -> pd.D
 
 
 def file_identity(scan: Scan) -> list:
-    """Return name, size and time of a scan's files: a changed file is made ready again."""
+    """Return name, size and time of a scan's files and masks: a changed file is made ready again."""
     identity = [scan["subject"], scan["site"]]
     for modality in MODALITIES:
         if scan.has(modality):
-            path = Path(str(scan.path(modality)).partition("#")[0])
-            state = path.stat() if path.exists() else None  # its maker will say that it is missing
-            identity.append([scan[modality], state and [state.st_size, state.st_mtime_ns]])
+            path, _ = split_volume(scan.path(modality))
+            files = sorted(path.iterdir()) if path.is_dir() else [path, *masks_beside(path)]
+            identity.append([scan[modality], [[f.name, *state_of(f)] for f in files]])
     return identity
+
+
+def state_of(path: Path) -> list[int]:
+    """Return a file's size and time; nothing for a missing one, of which its maker will speak."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else []
 
 
 def make_scan(name: str, scan: Scan, folder: Path, number: int) -> dict | tuple[str, str]:
@@ -116,7 +143,7 @@ def make_scan(name: str, scan: Scan, folder: Path, number: int) -> dict | tuple[
                 kind = "uint8" if modality == "seg" else "int16" if modality == "ct" else "float32"
                 write_volume(temporary / f"{modality}.nii.gz", array, affine, kind)
     written = {m: str(target / f"{m}.nii.gz") for m in MODALITIES if (target / f"{m}.nii.gz").exists()}
-    site = "MSD-shifted" if name == "msd_task01" and number % 2 else scan["site"]
+    site = site_when_ready(name, scan["site"], number)
     return scan.cells | dict.fromkeys(MODALITIES, "") | written | dict(site=site)
 
 
@@ -185,12 +212,16 @@ def make_gsp(scan: Scan, number: int) -> Volumes:
 
 def given_mask(t1_path: Path, grid: sitk.Image, transform: sitk.Transform) -> np.ndarray | None:
     """Read the user's own brain mask beside a T1 (boolean); None where there is none."""
-    for ending in ("_mask.nii.gz", "_brain_mask.nii.gz"):
-        path = t1_path.with_name(stem(t1_path) + ending)
-        if path.is_file():
-            mask = to_itk(read_volume(path))
-            return array(sitk.Resample(mask, grid, transform, sitk.sitkNearestNeighbor, 0.0)) > 0
+    for path in masks_beside(t1_path):
+        mask = to_itk(read_volume(path))
+        return array(sitk.Resample(mask, grid, transform, sitk.sitkNearestNeighbor, 0.0)) > 0
     return None
+
+
+def masks_beside(t1_path: Path) -> list[Path]:
+    """List the brain masks beside a T1, the one that counts first."""
+    names = [stem(t1_path) + ending for ending in ("_mask.nii.gz", "_brain_mask.nii.gz")]
+    return [t1_path.with_name(name) for name in names if t1_path.with_name(name).is_file()]
 
 
 def brain_mask(t1: sitk.Image, name: str) -> np.ndarray:
@@ -280,31 +311,7 @@ def coarse(image: sitk.Image) -> sitk.Image:
 
 def make_lidc(scan: Scan, number: int) -> Volumes:
     """Read one DICOM series as a volume in HU."""
-    folder = scan.path("ct")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    if len(names) < 2:
-        raise DataError(f"{folder}: {len(names)} readable DICOM slice(s); download the series again.")
-    try:
-        gaps = np.diff([slice_position(name) for name in names])
-        image = sitk.ReadImage(names, sitk.sitkFloat32)  # applies the rescale slope and intercept: HU
-    except (RuntimeError, ValueError) as error:  # ValueError: a position that is no three numbers
-        raise DataError(
-            f"{folder}: damaged DICOM ({str(error).strip().splitlines()[-1]}); download it again."
-        ) from error
-    if np.ptp(gaps) > 0.01 * abs(gaps).max() + 1e-3:
-        raise DataError(
-            f"{folder}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart; a slice is missing or doubled."
-        )
-    return {"ct": (np.clip(array(image), -1024, 3071), affine_of(image))}
-
-
-def slice_position(name: str) -> float:
-    """Return the position (mm) of a DICOM slice along its normal."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    position, axes = (np.array(reader.GetMetaData(tag).split("\\"), float) for tag in ("0020|0032", "0020|0037"))
-    return float(position @ np.cross(axes[:3], axes[3:]))
+    return {"ct": read_series(scan.path("ct"))}
 
 
 def to_itk(volume: MetaTensor) -> sitk.Image:
