@@ -81,10 +81,11 @@ class PositionedSegResNet(SegResNet):
             init_filters=width, in_channels=4, out_channels=classes, blocks_down=(1, 1, 1), blocks_up=(1, 1)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the features at each resolution; the coarsest comes first, then all, from fine to coarse."""
         axes = [torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[2:]]
         where = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
-        return super().forward(torch.cat([x, where], 1))
+        return super().encode(torch.cat([x, where], 1))
 
 
 class StructureSegmenter(Segmenter):
