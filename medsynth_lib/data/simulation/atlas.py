@@ -10,12 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import nilearn.datasets
 import numpy as np
 import torch
 from scipy import ndimage as ndi
 
+from medsynth_lib.data.files.nifti import read_volume
 from medsynth_lib.data.simulation.fields import gaussian_blur
 from medsynth_lib.files import atomic, cache_folder
 
@@ -110,11 +110,11 @@ def atlas(spacing: float = 1.0) -> Atlas:
 
 def build_maps() -> dict[str, np.ndarray]:
     """Compute all atlas arrays at 1 mm from the template's three maps."""
-    image = nib.load(template_path("t1"))
-    t1, gm, wm = (np.asarray(nib.load(template_path(k)).dataobj, np.float32) / 255 for k in ("t1", "gm", "wm"))
+    images = [read_volume(template_path(kind)) for kind in ("t1", "gm", "wm")]
+    t1, gm, wm = (image[0].numpy() / 255 for image in images)
     box = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in ndi.find_objects((t1 > 0).astype(np.uint8))[0])
     t1, gm, wm = t1[box], gm[box], wm[box]
-    affine = image.affine.copy()
+    affine = images[0].affine.numpy().copy()
     affine[:3, 3] += [s.start for s in box]
     mm = np.meshgrid(
         *(np.arange(n, dtype=np.float32) + affine[i, 3] for i, n in enumerate(t1.shape)), indexing="ij", sparse=True
