@@ -6,8 +6,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
+from medsynth_lib.data.files.nifti import read_header
 from medsynth_lib.files import DataError
+
+
+def stored_image(path: Path | str) -> SpatialImage:
+    """Open one scan as its file stores it; "scan.nii.gz#2" gives the third volume alone."""
+    image = read_header(path)
+    if len(image.shape) == 3:
+        return image
+    return image.slicer[..., 0 if image.shape[3] == 1 else int(str(path).rpartition("#")[2])]
 
 
 def with_voxel(image: nib.Nifti1Image, value: float) -> nib.Nifti1Image:

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from medsynth_lib.data.files.manifest import Manifest
+from medsynth_lib.data.files.manifest import SHAPE, Manifest
+from medsynth_lib.data.files.published import FEWEST
 from medsynth_lib.data.preparation.cubes import CubesOnDisk, to_hu
 from medsynth_lib.data.simulation.atlas import STRUCTURES
 from medsynth_lib.data.simulation.subject import make_subject, structure_volumes
@@ -18,11 +19,16 @@ from medsynth_lib.evaluation.hagan_inference import encode, sample
 from medsynth_lib.evaluation.segmentation import label_structures
 from medsynth_lib.experiments.hagan import brain_mask, lesson_cubes, measure_volumes, trained_hagan
 from medsynth_lib.experiments.trained_models import Trained
-from medsynth_lib.files import atomic, cache_folder, fingerprint
+from medsynth_lib.files import DataError, atomic, cache_folder, fingerprint
 from medsynth_lib.processes import headless, run
 
 OFFSET = 0.1  # percent of emphysema: healthy lungs have none, and log 0 is not a number
 FACTORS = {"ct": ("lung", "fat", "bone", "log emphysema"), "t1": ("brain", "hippocampus", "lateral ventricle")}
+TRUTH = {  # columns of a simulated manifest that the truth is made of
+    "ct": {"lung_ml", "fat_ml", "bone_ml", "emphysema_percent"},
+    "t1": {"brain_ml", "spacing_mm", *SHAPE},
+}
+FEWEST_MEASURED = FEWEST["07"]["train"]
 NOUNS = {"ct": "chests", "t1": "brains"}
 AT_A_TIME = 8  # volumes in memory
 
@@ -134,6 +140,9 @@ def open_domain(
 
     Returns:
         The domain, the cubes (1, S, S, S), and the trained model.
+
+    Raises:
+        DataError: where fewer than `FEWEST_MEASURED` of the cubes can be measured.
     """
     splits, kind = lesson_cubes(lesson, modality)
     trained = trained_hagan(lesson, splits)
@@ -142,8 +151,30 @@ def open_domain(
     depth = int(trained.settings.size * trained.settings.fraction)
     domain = Domain(modality, splits, kind, trained.networks, depth, spacing, segmenter)
     population = pd.concat([domain.measured(part) for part in torch.stack(cubes).split(8)], ignore_index=True)
+    require_measured(population, domain)
     print(f"{kind} {modality}: HA-GAN {trained.origin}, {trained.steps} steps; {len(cubes)} volumes measured")
     return replace(domain, population=population), cubes, trained
+
+
+def require_measured(population: pd.DataFrame, domain: Domain) -> None:
+    """Raise DataError where too few training volumes can be measured to fit a direction."""
+    found = int(np.isfinite(population.to_numpy()).all(1).sum())
+    if found < FEWEST_MEASURED:
+        raise DataError(
+            f"{domain.splits['train'].manifest.root}: {', '.join(domain.names)} can be measured in {found} of "
+            f"{len(population)} training {domain.noun}, but lesson 07 needs at least {FEWEST_MEASURED}; add {domain.noun}, "
+            "or check that the whole organ is in view."
+        )
+
+
+def log_spirometry(manifest: Manifest) -> dict[str, np.ndarray]:
+    """Return the logarithms of the patients' FEV1pp and FEV1/FVC, by Table VII's names.
+
+    A value is nan where it is missing, no number or not above 0. A quantity that the manifest does not have is left out.
+    """
+    named = {"log FEV1pp": "fev1pp", "log FEV1/FVC": "fev1_fvc"}
+    known = {k: pd.to_numeric(manifest.table[c], errors="coerce") for k, c in named.items() if c in manifest.table}
+    return {name: np.log(values.where(values > 0)).to_numpy(float) for name, values in known.items()}
 
 
 def true_factors(domain: Domain, count: int) -> Tensor | None:
@@ -156,12 +187,12 @@ def true_factors(domain: Domain, count: int) -> Tensor | None:
         count: n, how many of them, from the first on.
 
     Returns:
-        None for real data.
+        None for scans that do not come from the simulator with their truth.
     """
-    if domain.kind != "simulated":
-        return None
     cubes = domain.splits["train"]
     manifest = cubes.manifest.head(count)
+    if not manifest.simulated or not TRUTH[domain.modality] <= set(manifest.table):
+        return None  # a look-alike's images are simulated, too, but nobody wrote down their truth
     table = manifest.table if domain.modality == "ct" else true_structures(manifest)
     factor = [float(domain.spacing.prod() / cubes[i]["spacing"].prod()) for i in range(len(manifest))]
     ml = [c for c in table.columns if c.endswith("_ml")] if domain.modality == "ct" else list(table.columns)

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 
+from medsynth_lib.data.files.identity import require_distinct
 from medsynth_lib.data.files.layouts import open_dataset
 from medsynth_lib.data.files.manifest import Manifest
-from medsynth_lib.data.files.published import refusal
-from medsynth_lib.data.files.selection import complete, has, only_site, pair_inputs, paired, site_pair
-from medsynth_lib.data.files.splits import with_split
+from medsynth_lib.data.files.published import ROLES_OF, refusal
+from medsynth_lib.data.files.selection import complete, has, lesson_pairs, lesson_singles, pair_inputs
 from medsynth_lib.data.preparation.contract import Contract
-from medsynth_lib.data.preparation.harmonise import ready_dataset
+from medsynth_lib.data.preparation.harmonise import foreseen, ready_dataset
 from medsynth_lib.data.preparation.pairs import PairedVolumes
 from medsynth_lib.data.simulation.dataset import SEEDS, describe, describe_ct, simulated_dataset, simulated_thoraxes
 from medsynth_lib.files import DataError
@@ -26,22 +26,20 @@ def lesson_manifest(lesson: Any, required: bool = True) -> Manifest:
     """Return the scans of a source and a target site with a filled split.
 
     Without DATA_DIR they are simulated, `settings.counts` subjects a split at every one of `settings.sites`, and written
-    once to the cache. With DATA_DIR they are its scans that have both inputs and T1, at the sites of `site_pair`. Where no
-    split is saved, `split_sites` draws train, tune and test at both sites.
+    once to the cache. With DATA_DIR they are those of `selection.lesson_pairs`.
 
     Args:
         lesson: a `course.Lesson`: settings, data_dir, seed, notebook.
-        required: whether data that cannot be paired is an error; else the reason is printed and simulated subjects are used.
+        required: whether data that does not suit is an error; else the reason is printed and simulated subjects are used.
 
     Raises:
-        DataError: for data that cannot be paired.
+        DataError: for data that cannot be paired, or holds fewer subjects than the lesson needs.
     """
     s = lesson.settings
-    manifest = real_scans(lesson, "pairs", required)
+    manifest = real_scans(lesson, "pairs", None, required)
     if manifest is None:
         return simulated_dataset(s.counts, tuple(s.shape), s.spacing, tuple(s.sites), **workers())
-    manifest = complete(manifest, (*pair_inputs(manifest), "t1"))
-    return paired(manifest, s.real_sites or site_pair(manifest), lesson.seed)
+    return manifest
 
 
 def lesson_volumes(lesson: Any, modality: str, required: bool = True) -> Manifest:
@@ -55,12 +53,27 @@ def lesson_volumes(lesson: Any, modality: str, required: bool = True) -> Manifes
         required: as in `lesson_manifest`.
 
     Raises:
-        DataError: for data without such volumes.
+        DataError: for data without such volumes, or with fewer than the lesson needs.
     """
-    manifest = real_scans(lesson, "volumes", required, modality)
-    if manifest is not None:
-        return with_split(complete(manifest, (modality,)), lesson.seed, pooled=True)
-    return simulated_volumes(lesson.settings, modality, lesson.settings.volume_counts)
+    manifest = real_scans(lesson, "volumes", modality, required)
+    if manifest is None:
+        return simulated_volumes(lesson.settings, modality, lesson.settings.volume_counts)
+    return manifest
+
+
+def require_data(lesson: Any) -> None:
+    """Raise DataError where DATA_DIR has nothing that a lesson can use; it names the minimum.
+
+    The first cell of a lesson asks it, before anything is computed. No voxel is read.
+    """
+    if lesson.data_dir is None:
+        return
+    manifest = open_dataset(lesson.data_dir)
+    roles = [("pairs", None)] * ("pairs" in ROLES_OF[lesson.notebook])
+    roles += [("volumes", modality) for modality in ("ct", "t1")] * ("volumes" in ROLES_OF[lesson.notebook])
+    reasons = [unsuited(manifest, lesson, *role) for role in roles]
+    if None not in reasons:
+        raise refused(lesson, "; ".join(dict.fromkeys(filter(None, reasons))))
 
 
 def simulated_volumes(settings: Any, modality: str, counts: dict[str, int]) -> Manifest:
@@ -90,16 +103,16 @@ def simulated_subjects(settings: Any, modality: str, n: int) -> pd.DataFrame:
     return pd.DataFrame(dict(subject=names, site="SIMCT" if ct else "SIMA")).assign(**about)
 
 
-def real_scans(lesson: Any, role: str, required: bool, modality: str | None = None) -> Manifest | None:
-    """Return the scans in DATA_DIR that can play a role; None to simulate instead.
+def real_scans(lesson: Any, role: str, modality: str | None, required: bool) -> Manifest | None:
+    """Return the scans in DATA_DIR that a lesson takes in a role; None to simulate instead.
 
-    They are skull-stripped and on one grid.
+    They are skull-stripped, on one grid, and have a filled split.
 
     Args:
         lesson: a `course.Lesson`.
         role: "pairs" or "volumes".
+        modality: of single volumes; None for pairs.
         required: whether data that does not suit is an error.
-        modality: of single volumes.
 
     Raises:
         DataError: with each data set's reason, where none can and one is required.
@@ -107,21 +120,67 @@ def real_scans(lesson: Any, role: str, required: bool, modality: str | None = No
     if lesson.data_dir is None:
         return None
     manifest = open_dataset(lesson.data_dir)
-    names = set(manifest.table["dataset"])
-    reasons = {name: why_not(manifest.select(dataset=name), name, role, modality) for name in names}
-    usable = manifest.select(dataset=[name for name in names if reasons[name] is None])
-    if role == "pairs" and len(usable) and (lone := only_site(usable)):
-        reasons |= dict.fromkeys(set(usable.table["dataset"]), f"only site {lone}; a domain shift needs two sites")
-    elif len(usable):
-        return ready_dataset(usable, **workers())
-    reason = "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items()))
+    reason = unsuited(manifest, lesson, role, modality)
+    if reason is None:
+        try:
+            chosen = suited(manifest, role, modality)
+            require_distinct(taken(foreseen(chosen), lesson, role, modality), **workers())
+            ready = ready_dataset(chosen, **workers())
+            return taken(complete(ready, (modality,) if modality else read_in_pairs(ready)), lesson, role, modality)
+        except DataError as error:  # what could not be made ready is left out: too few may remain
+            reason = str(error)
     if required:
-        raise DataError(
-            f"{lesson.data_dir}: cannot be used in lesson {lesson.notebook} ({reason}); unset DATA_DIR to run on simulated "
-            "data, or see which data set suits which lesson: python -m data_download matrix."
-        )
+        raise refused(lesson, reason)
     print(f"{lesson.data_dir.name} is not used here ({reason}): simulated data takes its place")
     return None
+
+
+def read_in_pairs(manifest: Manifest) -> tuple[str, ...]:
+    """Return the modalities that a lesson reads of pairs."""
+    return (*(pair_inputs(manifest) or ()), "t1")
+
+
+def refused(lesson: Any, reason: str) -> DataError:
+    """Make the error of data that a lesson cannot use."""
+    return DataError(
+        f"{lesson.data_dir}: cannot be used in lesson {lesson.notebook} ({reason}); unset DATA_DIR to run on simulated "
+        "data, or see which data set suits which lesson: python -m data_download matrix."
+    )
+
+
+def suited(manifest: Manifest, role: str, modality: str | None) -> Manifest:
+    """Return the scans of the data sets that can play a role."""
+    names = manifest.table["dataset"].unique()
+    return manifest.select(dataset=[n for n in names if why_not(manifest.select(dataset=n), n, role, modality) is None])
+
+
+def unsuited(manifest: Manifest, lesson: Any, role: str, modality: str | None) -> str | None:
+    """Say why a lesson cannot take scans in a role, each data set's reason; None where it can.
+
+    Args:
+        manifest: scans with a column `dataset`, as they were found.
+        lesson: a `course.Lesson`: notebook, settings and seed.
+        role: "pairs" or "volumes".
+        modality: of single volumes; None for pairs.
+    """
+    names = manifest.table["dataset"].unique()
+    reasons = {name: why_not(manifest.select(dataset=name), name, role, modality) for name in names}
+    scans = foreseen(suited(manifest, role, modality))
+    if len(scans):
+        try:
+            taken(scans, lesson, role, modality)
+            return None
+        except DataError as error:
+            short = str(error).removeprefix(f"{manifest.root}: ").removesuffix(".")
+            reasons |= dict.fromkeys(scans.table["dataset"], short)
+    return "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items()) if why)
+
+
+def taken(manifest: Manifest, lesson: Any, role: str, modality: str | None) -> Manifest:
+    """Return what a lesson takes in a role, with a filled split; DataError for too little."""
+    if role == "pairs":
+        return lesson_pairs(manifest, lesson.notebook, lesson.settings.real_sites, lesson.seed)
+    return lesson_singles(manifest, lesson.notebook, modality, lesson.seed)
 
 
 def why_not(manifest: Manifest, name: str, role: str, modality: str | None) -> str | None:

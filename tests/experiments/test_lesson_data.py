@@ -50,10 +50,14 @@ def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch
     assert sample["x"].shape == (2, 40, 40, 30) and sample["seg"].any()
 
 
-def test_saved_splits_win_and_leaks_are_refused(brats_folder, tmp_path):
-    find_cases(brats_folder).assign(split=["train", "test"] * 3).write(brats_folder / "manifest.csv")
+def test_saved_splits_win_and_what_a_lesson_lacks_is_named(brats_folder, tmp_path):
+    saved = ["test", "test", "tune", "tune", "train", "train"]
+    find_cases(brats_folder).assign(split=saved).write(brats_folder / "manifest.csv")
     lesson = open_lesson("02", "quick", data_dir=brats_folder, out_dir=tmp_path / "out")
-    assert lesson_manifest(lesson).table["split"].tolist() == ["train", "test"] * 3
+    assert lesson_manifest(lesson).table["split"].tolist() == saved
+    find_cases(brats_folder).assign(split=["train", "test"] * 3).write(brats_folder / "manifest.csv")
+    with pytest.raises(DataError, match="has 0 subject.s. in split .*, but lesson 02 needs at least 1 train"):
+        lesson_manifest(lesson)
 
 
 def test_splits_are_per_subject_and_repeatable():

@@ -78,3 +78,15 @@ def refusal(name: str, role: str) -> str | None:
     """
     part = ROLES.get(name, {}).get(role)
     return part.reason if isinstance(part, Refused) else None
+
+
+# Lesson -> fewest subjects a split: of pairs at each site that it reads, of volumes in all. Lesson 01 shows what is there.
+FEWEST: dict[str, dict[str, int]] = {
+    "01": dict(train=1),
+    "02": dict(train=1, tune=1, test=1),
+    "03": dict(train=2, tune=1),  # a covariance needs two volumes
+    "05": dict(train=3, tune=1, test=2),  # two test volumes are compared
+    "06": dict(train=3, tune=1, test=2),
+    "07": dict(train=4, tune=1, test=2),  # a ridge is chosen by folds within folds
+}
+SITES_OF = {"01": 2, "02": 2, "03": 1}  # lesson 03 reads its source site alone

@@ -113,16 +113,21 @@ def split_sites(manifest: Manifest, seed: int, pooled: bool = False) -> Manifest
     drawn = {}
     for number, (sites, members) in enumerate(sorted(where.groupby(where).groups.items())):
         subjects = np.random.default_rng([seed, number]).permutation(sorted(members))
-        n_test, n_tune = (max(1, round(share * len(subjects))) for share in SHARES.values())
-        if len(subjects) < n_test + n_tune + 1:
+        if len(subjects) < 3:
             raise DataError(
                 f"{manifest.root}: site {sites} has {len(subjects)} subject(s), but at least 3 "
                 "are needed for train, tune and test; add subjects or leave the site out."
             )
-        splits = ["test"] * n_test + ["tune"] * n_tune + ["train"] * (len(subjects) - n_test - n_tune)
+        splits = [split for split, count in drawn_counts(len(subjects)).items() for _ in range(count)]
         drawn |= dict(zip(subjects, splits, strict=True))
     table["split"] = table["subject"].map(drawn)
     return manifest.replace(table)
+
+
+def drawn_counts(subjects: int) -> dict[str, int]:
+    """Count the subjects that `split_sites` gives to each split, of three or more."""
+    counts = {split: max(1, round(share * subjects)) for split, share in SHARES.items()}
+    return counts | dict(train=subjects - sum(counts.values()))
 
 
 def paper_table_1() -> pd.DataFrame:

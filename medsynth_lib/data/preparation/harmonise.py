@@ -109,7 +109,7 @@ def made_ready(manifest: Manifest, name: str, jobs: int, progress: bool) -> pd.D
 
 
 def file_identity(scan: Scan) -> list:
-    """Return name, size and time of a scan's files and masks: a changed file is made ready again."""
+    """Return name, size and time of a scan's files and masks: a change makes it anew."""
     identity = [scan["subject"], scan["site"]]
     for modality in MODALITIES:
         if scan.has(modality):
