@@ -211,9 +211,7 @@ def _voxels(image: nib.Nifti1Image, path: Path | str, kind: type[np.floating]) -
     return _values(image, path, kind, split_volume(path)[1]).reshape(image.shape[:3])
 
 
-def _values(
-    image: nib.Nifti1Image, path: Path | str, kind: type[np.floating], number: int | None = None
-) -> np.ndarray:
+def _values(image: nib.Nifti1Image, path: Path | str, kind: type[np.floating], number: int | None = None) -> np.ndarray:
     """The scaled voxels of all volumes, or of one of a 4D file."""
     try:
         data = np.asanyarray(image.dataobj, kind) if number is None else image.dataobj[..., number]
