@@ -47,13 +47,12 @@ def spirometry(folder: Path, paths: list[Path], scanned: set[str]) -> Known:
     found = {
         sid: {quantity: value for quantity, (value, _) in known.get(sid.casefold(), {}).items()} for sid in scanned
     }
-    lacking = sorted(sid for sid, values in found.items() if len(values) < len(QUANTITIES))
+    lacking = sorted(sid for sid, values in found.items() if not values)
     if lacking:
-        where = " and ".join(path.name for path in tables) or "any table: none has a column sid"
+        where = " and ".join(path.name for path in tables) or f"a table: none here has a column {SUBJECT[0]}"
         say_once(
             f"spirometry {folder}",
-            f"{folder}: {len(lacking)} of {len(scanned)} subjects, such as {lacking[0]}, have no "
-            f"{' and '.join(QUANTITIES)} in {where}.",
+            f"{folder}: {len(lacking)} of {len(scanned)} subjects, such as {lacking[0]}, have no spirometry in {where}.",
         )
     return found
 
@@ -71,7 +70,7 @@ def rows_of(path: Path) -> list[tuple[str, str, float]]:
     for quantity, names in QUANTITIES.items():
         column = find_column(table, names, path, required=False)
         if column is None:
-            say_once(f"{quantity} {path}", f"{path}: has no column {names[0]}; those used of it are {listed(table)}.")
+            say_once(f"{quantity} {path}", f"{path}: has no column {names[0]}; its columns are {listed(table)}.")
             continue
         values = zip(table[subject], numbers(table, column, path), strict=True)
         rows += [(s.casefold(), quantity, float(v)) for s, v in values if not is_missing(s) and not np.isnan(v)]

@@ -39,7 +39,7 @@ def read_table(path: Path | str, only: Sequence[str] = ()) -> pd.DataFrame:
 
     Returns:
         The table. Its index holds the numbers of the lines in the file, from 1. `attrs["comma"]` says whether a comma is a
-        decimal one for sure.
+        decimal one for sure, `attrs["names"]` holds the names of all columns.
 
     Raises:
         DataError: for a missing file or a workbook, broken quotes, a name that comes twice, and rows with more cells than names.
@@ -98,9 +98,10 @@ def find_column(table: pd.DataFrame, names: Sequence[str], path: Path | str, req
 
 
 def listed(table: pd.DataFrame) -> str:
-    """Return the names of a table's columns as text, the first twelve of many."""
-    names = ", ".join(map(repr, table.columns[:12]))
-    return names + (f", ... ({table.shape[1]} in all)" if table.shape[1] > 12 else "")
+    """Return the names of a table's columns as text, the first twelve of many; those that were not kept, too."""
+    found = table.attrs.get("names", list(table.columns))
+    names = ", ".join(map(repr, found[:12]))
+    return names + (f", ... ({len(found)} in all)" if len(found) > 12 else "")
 
 
 def is_missing(cell: str) -> bool:
@@ -254,4 +255,6 @@ def _frame(rows: Rows, only: set[str], separator: str, path: Path) -> pd.DataFra
             )
         lines.append(line)
         body.append([cells[k + shift] if k + shift < len(cells) else "" for k in kept])
-    return pd.DataFrame(body, columns=[names[k] for k in kept], index=lines, dtype=str)
+    table = pd.DataFrame(body, columns=[names[k] for k in kept], index=lines, dtype=str)
+    table.attrs["names"] = [name for name in names if name]
+    return table
