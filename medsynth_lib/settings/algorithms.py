@@ -252,6 +252,7 @@ class BaselineSettings(TrainingSettings):
     latent: int = 1000  # length of a code; section IV
     width: int = 64  # channels of the layer at full resolution
     widest: int = 512  # no layer has more channels
+    lean: bool = False  # generator and encoder in HA-GAN's lean form: the same mathematics in less time
 
 
 @dataclass(frozen=True)

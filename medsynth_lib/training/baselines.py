@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsynth_lib.models import baselines as models
+from medsynth_lib.models.hagan_lean import make_lean
 from medsynth_lib.settings import BaselineSettings
 from medsynth_lib.training.hagan import bce
 from medsynth_lib.training.loop import Algorithm, Batch, Losses, Run
@@ -54,6 +55,8 @@ class WGAN(Algorithm):
     def __init__(self, settings: BaselineSettings) -> None:
         self.settings = settings
         self.networks = self.build(settings.size, settings.latent, settings.width, settings.widest)
+        if settings.lean:
+            self.make_lean()
         self.optimisers = {
             name: torch.optim.Adam(network.parameters(), settings.learning_rate, betas=self.betas)
             for name, network in self.networks.items()
@@ -65,6 +68,13 @@ class WGAN(Algorithm):
             "G": models.Generator(size, latent, width, widest),
             "D": models.Critic(size, 1, width, widest),
         }
+
+    def make_lean(self) -> None:
+        """Bring generator and encoder into the lean form; D's penalty needs second derivatives, which it does not have."""
+        for name, network in self.networks.items():
+            network.to(memory_format=torch.channels_last_3d)
+            if name in ("G", "E"):
+                make_lean(network)
 
     def step(self, batch: Batch, run: Run = Run()) -> Losses:
         """Update, in this order: 1. D, 2. G."""
