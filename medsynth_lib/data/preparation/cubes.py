@@ -18,6 +18,7 @@ from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_volume, volume_name
 from medsynth_lib.data.preparation.contract import SavedContract, require_stripped
 from medsynth_lib.data.preparation.pairs import Remembered, Sample
+from medsynth_lib.data.preparation.plausibility import examine, require_plausible
 from medsynth_lib.data.preparation.volume_cache import build
 from medsynth_lib.data.simulation.fields import gaussian_blur
 from medsynth_lib.data.simulation.subject import make_subject
@@ -80,7 +81,8 @@ def scale_ct(volume: MetaTensor, window: tuple[float, float] = WINDOW) -> MetaTe
     Scanners fill what lies outside their field of view with -2000 or less, which the window takes for air.
 
     Raises:
-        DataError: where nothing of the rest is as light as lung, or nothing heavier than water.
+        DataError: where nothing of the rest is as light as lung, or nothing heavier than water, and where air and soft tissue
+            lie where they cannot be in HU.
     """
     low, high = window
     light = (volume >= LOWEST_HU) & (volume < -500)
@@ -89,6 +91,7 @@ def scale_ct(volume: MetaTensor, window: tuple[float, float] = WINDOW) -> MetaTe
             f"{volume_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
             "(air -1000, water 0); apply the rescale slope and intercept when converting from DICOM."
         )
+    require_plausible(volume, "ct")
     return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
 
 
@@ -155,7 +158,9 @@ def described(cube: MetaTensor, scan: Scan) -> Sample:
 
 def cube_of(scan: Scan, contract: CubeContract) -> MetaTensor:
     """Read a scan and prepare it: (1, N, N, N) in [-1, 1]."""
-    return prepare_cube(read_volume(scan.path(contract.modality)), contract)
+    volume = read_volume(scan.path(contract.modality))
+    examine(scan, {contract.modality: volume})
+    return prepare_cube(volume, contract)
 
 
 class Cubes(Remembered):

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case
 from medsynth_lib.data.preparation.contract import Contract, SavedContract, prepare
+from medsynth_lib.data.preparation.plausibility import examine
 from medsynth_lib.files import DataError
 
 Sample = dict[str, Any]  # tensors, and texts such as "subject"
@@ -122,5 +123,7 @@ class PairedVolumes(Remembered):
 
     def make(self, scan: Scan) -> Sample:
         """Read and prepare one scan."""
-        sample = prepare(read_case(scan, self.contract.modalities), self.contract)
+        case = read_case(scan, self.contract.modalities)
+        examine(scan, case)
+        sample = prepare(case, self.contract)
         return sample | {"subject": scan["subject"], "site": scan["site"]}
