@@ -1,14 +1,19 @@
 # make help lists the targets. Everything runs inside .venv, which is made on first use.
 PYTHON  ?= python3
 PROFILE ?= quick
-ONLY    ?=
-OUT     ?= build/$(PROFILE)
 JOBS    ?= 1
-DATA_DIR ?=
 FORMS   := plain,lean,lean channels_last
 ifdef REFERENCE
 FORMS   := reference,$(FORMS)
 endif
+# What a user gives may hold quotes, braces, $ and #: the shell takes it from the environment, as it was typed.
+override PROFILE   := $(value PROFILE)
+override ONLY      := $(value ONLY)
+override OUT       := $(value OUT)
+override JOBS      := $(value JOBS)
+override DATA_DIR  := $(value DATA_DIR)
+override REFERENCE := $(value REFERENCE)
+export PROFILE ONLY OUT JOBS DATA_DIR REFERENCE
 BIN     := .venv/bin
 TESTS   := OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
@@ -39,8 +44,8 @@ help:
 	@touch $@
 
 run: .venv/stamp
-	@$(BIN)/medsynth run --profile '$(PROFILE)' --only '$(ONLY)' --out '$(OUT)' --jobs $(JOBS) \
-	  $(if $(DATA_DIR),--data-dir '$(DATA_DIR)')
+	@$(BIN)/medsynth run --profile="$$PROFILE" --only="$$ONLY" --jobs="$$JOBS" \
+	  $${OUT:+--out="$$OUT"} $${DATA_DIR:+--data-dir="$$DATA_DIR"}
 
 # What to run before every commit: 60 s on two slow cores.
 check: .venv/stamp
@@ -52,7 +57,7 @@ check: .venv/stamp
 # Two workers with one thread each, for the tests and then for the notebooks.
 test: .venv/stamp
 	$(TESTS) tests
-	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR='$(CURDIR)/build/nbval' \
+	MEDSYNTH_PROFILE=quick MEDSYNTH_HEADLESS=1 MEDSYNTH_OUT_DIR="$$PWD/build/nbval" \
 	  $(TESTS) -p no:cacheprovider --dist loadfile --nbval-lax --nbval-cell-timeout=300 notebooks
 	$(BIN)/medsynth compare build/nbval
 	@echo 'tests passed; results of the notebooks: build/nbval'
@@ -61,7 +66,7 @@ fuzz: .venv/stamp
 	MEDSYNTH_FUZZ=thorough $(BIN)/python -m pytest --timeout=1800 -s tests/test_fuzz.py
 
 lab: .venv/stamp
-	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks
 
 student: .venv/stamp
 	@$(BIN)/medsynth student --out build/student
@@ -81,12 +86,12 @@ bench-gpu: .venv/stamp
 	$(BIN)/python benchmarks/bench_pix2pix.py --device cuda
 	for size in 128 256; do for precision in fp32 tf32 bf16; do \
 	  $(BIN)/python benchmarks/hagan_step.py --size $$size --device cuda --precision $$precision --rounds 5 --memory 1 --profile 1 \
-	    $(if $(REFERENCE),--reference '$(REFERENCE)') --forms '$(FORMS)' || exit 1; done; done
+	    $${REFERENCE:+--reference="$$REFERENCE"} --forms '$(FORMS)' || exit 1; done; done
 	$(BIN)/python benchmarks/memory_gpu.py
 	$(BIN)/python benchmarks/hagan_quality.py --device cuda
 
 full-size: .venv/stamp
-	DATA_DIR='$(DATA_DIR)' $(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/full_size.py
 
 # Writes the table of rooms and arrows into CONTRIBUTING.md.
 rooms: .venv/stamp

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_download import registry
-from medsynth_lib.files import DataError
+from medsynth_lib.files import DataError, print_anywhere
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 where it worked, 1 for an error or an unusable folder, 2 for a data set that needs your registration.
     """
+    print_anywhere()
     args = parser().parse_args(arguments)
     try:
         return COMMANDS[args.command](args)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from medsynth_lib.files import DataError, print_anywhere
+
 OVERVIEW = """Learn 3D medical image synthesis by running two papers: a slice-VAE domain adaptation of a 3D pix2pix, and HA-GAN.
 
 Start with:  medsynth run --profile quick
@@ -24,11 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns: the exit status: 0 where all went well, 2 for a request that makes no sense, 130 after Ctrl-C.
     """
+    print_anywhere()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in HANDED_OVER:
         return HANDED_OVER[words[0]](words[1:])
     options = make_parser().parse_args(words)
-    return options.call(options)
+    try:
+        return options.call(options)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -155,7 +162,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
         "sweep adaptation --only 'no adaptation' --jobs 2",
     )
     add.add_argument(
-        "study", choices=STUDIES, help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings"
+        "study", choices=STUDIES, help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings; rivals: HA-GAN beside others"
     )
     add.add_argument("--profile", default="lesson", help="size of the study (default: %(default)s)")
     add.add_argument(
@@ -188,7 +195,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add.add_argument("--seeds", type=positive, default=3, metavar="N", help="adaptations in the ensemble (default: 3)")
 
 
-STUDIES = ("adaptation", "slice-vae")
+STUDIES = ("adaptation", "slice-vae", "rivals")
 
 
 def sweep(options: argparse.Namespace) -> int:

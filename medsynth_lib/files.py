@@ -5,12 +5,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 
@@ -38,9 +41,14 @@ def cache_folder(*parts: str) -> Path:
         The folder, which exists.
 
     Raises:
-        DataError: where the folder cannot be made.
+        DataError: where the folder cannot be made, or no home folder is known.
     """
-    folder = Path(os.environ.get("MEDSYNTH_CACHE") or Path.home() / ".cache" / "medsynth", *parts)
+    try:
+        folder = Path(full_path(os.environ.get("MEDSYNTH_CACHE") or "~/.cache/medsynth"), *parts)
+    except DataError as error:
+        raise DataError(
+            f"No place for the cache ({error}); set MEDSYNTH_CACHE to a folder that can be written."
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,6 +56,51 @@ def cache_folder(*parts: str) -> Path:
             f"{folder}: cannot be made ({error.strerror}); set MEDSYNTH_CACHE to a folder that can be written."
         ) from error
     return folder
+
+
+def full_path(path: Path | str) -> Path:
+    """Return an absolute path, where ~ stands for the home folder.
+
+    Raises:
+        DataError: where ~ is used and the home folder is not known, as in a container with an unknown user.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{path}: the home folder is not known; give the path without ~, or set HOME.") from error
+
+
+@contextmanager
+def reserved(folder: Path | str) -> Iterator[None]:
+    """Keep a folder to this process while the block runs; the lock ends with the process, however that ends.
+
+    Args:
+        folder: is made where it does not exist.
+
+    Raises:
+        DataError: where another process holds it, or it is no folder that can be written.
+    """
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"{folder}: is in use by another run; wait until it ends, or choose another folder.") from error
+    except OSError as error:
+        raise DataError(
+            f"{folder}: is no folder that can be written ({error.strerror}); choose another one."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def print_anywhere() -> None:
+    """Make a terminal's missing letters print as escapes: no text may end a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fingerprint(*parts: Any, digits: int = 16) -> str:

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from tqdm.auto import tqdm
 
 from medsynth_lib.files import DataError
@@ -68,13 +67,20 @@ def prepare_worker(parent: int) -> None:
 
     A parent that was killed could not tell it.
     """
+    import torch  # here, since a notebook's runner does without
+
+    torch.set_num_threads(1)
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as it is no longer the child of process `parent`."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 
-    torch.set_num_threads(1)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -4,10 +4,13 @@ Before and after each cell, of text too, papermill writes all pictures so far: s
 (``--no-request-save-on-cell-execute``) would leave nothing of a run whose kernel died.
 """
 
+import sys
 import time
 from typing import Any
 
 from papermill import cli, engines
+
+from medsynth_lib.processes import end_with
 
 EVERY = 10  # seconds: at most so much is missing from the notebook of a run that was killed
 
@@ -25,5 +28,6 @@ class SeldomSaving(engines.NotebookExecutionManager):
 
 
 if __name__ == "__main__":
+    end_with(int(sys.argv.pop(1)))  # a runner that is killed leaves no notebook that writes on
     engines.NotebookExecutionManager = SeldomSaving
     cli.papermill()

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from medsynth_lib.course.results import Results
+from medsynth_lib.files import DataError, full_path
 from medsynth_lib.settings import REPO, Lesson08Settings, PairedData, VolumeData, load_settings
 
 
@@ -42,16 +43,16 @@ def open_lesson(
         overrides: settings laid over the profile's, nested as they are.
 
     Returns: the lesson; its folder of results exists and holds an empty results.json.
-    Raises: ValueError, KeyError or FileNotFoundError, naming the parameter and its remedy.
+    Raises: ValueError (DataError for files), KeyError or FileNotFoundError, naming the parameter and its remedy.
     """
     profile = profile or os.environ.get("MEDSYNTH_PROFILE") or "lesson"
     settings = load_settings(notebook, profile, overrides)
     if type(seed) is not int or seed < 0:
         raise ValueError(f"SEED = {seed!r} is not a whole number from 0; give one, such as 0.")
     scans = data_folder(data_dir or os.environ.get("DATA_DIR") or "")
-    base = Path(out_dir or os.environ.get("MEDSYNTH_OUT_DIR") or REPO / "build" / "by-hand" / profile)
-    out = base.resolve() / notebook
-    out.mkdir(parents=True, exist_ok=True)
+    base = out_dir or os.environ.get("MEDSYNTH_OUT_DIR") or REPO / "build" / "by-hand" / profile
+    out = full_path(base).resolve() / notebook
+    make_folder(out)
     prepare_kernel(seed)
     print(f"{environment()} | profile {profile}{TRIAL if profile == 'quick' else ''}")
     results = Results(out / "results.json", notebook, profile, seed)
@@ -63,10 +64,20 @@ TRIAL = ": a trial run, its numbers mean nothing; the texts describe profile les
 
 def data_folder(given: str | Path) -> Path | None:
     """Resolve DATA_DIR; None where it is empty. Raises FileNotFoundError where it is no folder."""
-    folder = Path(given).expanduser().resolve() if given else None
+    folder = full_path(given).resolve() if given else None
     if folder and not folder.is_dir():
         raise FileNotFoundError(f"DATA_DIR {folder} is not a folder; correct it, or leave it empty to simulate.")
     return folder
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of results. Raises DataError where it cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"OUT_DIR {out}: cannot be made ({error.strerror}); choose a folder that can be written."
+        ) from error
 
 
 def prepare_kernel(seed: int) -> None:

@@ -19,7 +19,8 @@ import nbformat
 import psutil
 
 from medsynth_lib.course.report import write_report
-from medsynth_lib.files import atomic
+from medsynth_lib.course.student import require_apart
+from medsynth_lib.files import atomic, full_path, reserved
 from medsynth_lib.settings import BASE, notebooks_folder
 
 PACKAGES = ("medsynth", "torch", "monai", "numpy", "lightning-fabric", "papermill")
@@ -46,22 +47,32 @@ def run_notebooks(
         cell_timeout: seconds that a cell may take.
 
     Returns: the exit status: 0 where every notebook ran, 1 where one failed, 2 for a wrong request, 130 after Ctrl-C.
+    Raises: DataError for a folder `out` that another run uses, or that cannot be written.
     """
-    folder = Path(notebooks or notebooks_folder()).resolve()
-    target = Path(out or Path("build") / profile).resolve()
     try:
+        folder = full_path(notebooks or notebooks_folder()).resolve()
+        target = full_path(out or Path("build") / profile).resolve()
         paths = select(folder, only, profile)
-        if data_dir and not Path(data_dir).is_dir():
-            raise ValueError(f"--data-dir {data_dir} is not a folder.")
+        require_apart(target, folder)
+        scans = full_path(data_dir).resolve() if data_dir else ""
+        if scans and not scans.is_dir():
+            raise ValueError(f"--data-dir {data_dir} is not a folder; correct it, or leave it out to simulate.")
+        parameters = {"PROFILE": profile, "OUT_DIR": str(target), "DATA_DIR": str(scans)}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    with reserved(target):
+        return _run_and_report(paths, folder, target, parameters, jobs, cell_timeout)
+
+
+def _run_and_report(
+    paths: list[Path], folder: Path, out: Path, parameters: dict[str, str], jobs: int, cell_timeout: int
+) -> int:
+    """Run notebooks of a folder and write the report; the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits an ignored SIGINT
         signal.signal(number, signal.default_int_handler)
-    scans = str(Path(data_dir).resolve()) if data_dir else ""
-    parameters = {"PROFILE": profile, "OUT_DIR": str(target), "DATA_DIR": scans}
-    rows = run_all(paths, target, parameters, jobs, cell_timeout)
-    print(f"report: {os.path.relpath(write_report(target, folder))}")
+    rows = run_all(paths, out, parameters, jobs, cell_timeout)
+    print(f"report: {os.path.relpath(write_report(out, folder))}")
     states = {row["status"] for row in rows}
     return 130 if "interrupted" in states else int(states != {"ok"})
 
@@ -181,7 +192,8 @@ def _remove_stale(path: Path, out: Path) -> None:
 
 def _papermill(path: Path, executed: Path, parameters: dict[str, str], cell_timeout: int) -> list[str]:
     """The command that executes one notebook."""
-    command = [sys.executable, "-m", "medsynth_lib.course.execute", str(path), str(executed)]
+    paths = [str(each).replace("{", "{{").replace("}", "}}") for each in (path, executed)]  # papermill formats them
+    command = [sys.executable, "-m", "medsynth_lib.course.execute", str(os.getpid()), *paths]
     command += ["--kernel", "python3", "--log-output"]
     command += ["--cwd", str(path.parent), "--no-progress-bar", "--execution-timeout", str(cell_timeout)]
     for name, value in parameters.items():
@@ -195,7 +207,10 @@ def _surroundings(notebooks: Path, jobs: int) -> dict[str, str]:
     if hasattr(os, "sched_getaffinity"):  # fewer than the machine has, where a scheduler gave us fewer
         cores = min(cores, len(os.sched_getaffinity(0)))
     threads = str(max(1, cores // jobs))
+    cache = os.environ.get("MEDSYNTH_CACHE")
     return os.environ | {
+        # A notebook runs in a folder of its own, where a relative path would lead elsewhere.
+        **({"MEDSYNTH_CACHE": str(full_path(cache))} if cache else {}),
         "MEDSYNTH_HEADLESS": "1",
         "MEDSYNTH_NOTEBOOKS": str(notebooks),
         "MEDSYNTH_THREADS": threads,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 
-from medsynth_lib.files import atomic
+from medsynth_lib.files import DataError, atomic, full_path
 from medsynth_lib.settings import notebooks_folder
 
 
@@ -20,6 +20,14 @@ def student_copy(notebook: Path, copy: Path) -> None:
         nbformat.write(book, temporary)
 
 
+def require_apart(out: Path, notebooks: Path) -> None:
+    """Raise DataError where what is written would replace the notebooks themselves."""
+    if out.is_dir() and out.samefile(notebooks):
+        raise DataError(
+            f"{out}: holds the notebooks themselves, which would be replaced; choose another folder (--out)."
+        )
+
+
 def student_copies(out: str | Path, notebooks: str | Path | None = None) -> int:
     """Copy all notebooks without solutions and outputs.
 
@@ -28,9 +36,12 @@ def student_copies(out: str | Path, notebooks: str | Path | None = None) -> int:
         notebooks: folder of NN_*.ipynb; None: the course's.
 
     Returns: the exit status: 0, or 1 where there is no notebook.
+    Raises: DataError for the notebooks' own folder, and one that cannot be written.
     """
-    paths = sorted(Path(notebooks or notebooks_folder()).glob("[0-9][0-9]_*.ipynb"))
+    folder, target = full_path(notebooks or notebooks_folder()), full_path(out)
+    require_apart(target, folder)
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     for path in paths:
-        student_copy(path, Path(out) / path.name)
+        student_copy(path, target / path.name)
     print(f"student copies: {len(paths)} notebooks in {out}")
     return 0 if paths else 1
