@@ -20,7 +20,7 @@ from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan, check_l
 from medsynth_lib.data.files.nifti import grid_gap, read_header, read_volume
 from medsynth_lib.data.files.paths import split_volume
 from medsynth_lib.data.files.published import ROLES, ROLES_OF, Pairs
-from medsynth_lib.data.files.selection import pair_inputs
+from medsynth_lib.data.files.selection import has, pair_inputs
 from medsynth_lib.data.preparation.contract import Contract, prepare
 from medsynth_lib.data.preparation.cubes import CubeContract, prepare_cube
 from medsynth_lib.data.preparation.harmonise import MAKERS, NEEDED, foreseen
@@ -280,7 +280,7 @@ def judge(report: Report, manifest: Manifest, readings: list[Reading], jobs: int
             common.append(str(error))
     report.bad += common
     reasons = {lesson: why_not(manifest, readings, lesson) for lesson in LESSONS}
-    for role, lesson in (("pairs", "02"), ("volumes", "01")):
+    for role, lesson in (("pairs", "02"), ("volumes", "01")):  # the lessons that need least
         parts = [common + why for key, why in reasons[lesson].items() if (key == "pairs") == (role == "pairs")]
         report.roles[role] = [] if [] in parts else list(dict.fromkeys(sum(parts, [])))
     for lesson, parts in reasons.items():
@@ -301,14 +301,25 @@ def why_not(manifest: Manifest, readings: list[Reading], lesson: str) -> dict[st
     Scans that are made ready first are left out by the lessons where they cannot be read. A fault of any other scan that a
     lesson takes ends the lesson.
     """
-    reasons: dict[str, list[str]] = {}
-    for key in [key for role in ROLES_OF[lesson] for key in (("pairs",) if role == "pairs" else ("ct", "t1"))]:
-        role, modality = ("pairs", None) if key == "pairs" else ("volumes", key)
-        kept = readable(manifest, readings)
-        reason = unsuited(kept, stand_in(lesson), role, modality)
+    reasons, kept = {}, readable(manifest, readings)
+    for key in keys_of(manifest, lesson):
+        reason = unsuited(kept, stand_in(lesson), *role_of(key))
         reasons[key] = [f"{manifest.root}: {reason}"] if reason else []
         reasons[key] += faults_in(kept, readings, lesson, key, bool(reason))
-    return reasons
+    if not keys_of(manifest, "05"):
+        reasons["volumes"] = [f"{manifest.root}: no scan has CT or T1"]
+    return {key: reasons[key] for key in reasons if key == "pairs" or "volumes" in ROLES_OF[lesson]}
+
+
+def keys_of(manifest: Manifest, lesson: str) -> list[str]:
+    """List what a lesson would read: "pairs", and which of "ct" and "t1" is there."""
+    singles = [modality for modality in ("ct", "t1") if has(manifest, (modality,)).any()]
+    return ["pairs"] * ("pairs" in ROLES_OF[lesson]) + singles * ("volumes" in ROLES_OF[lesson])
+
+
+def role_of(key: str) -> tuple[str, str | None]:
+    """Return role and modality, as `lesson_data` wants them."""
+    return ("pairs", None) if key == "pairs" else ("volumes", key)
 
 
 def readable(manifest: Manifest, readings: list[Reading]) -> Manifest:
@@ -321,15 +332,9 @@ def faults_in(manifest: Manifest, readings: list[Reading], lesson: str, key: str
     """List the faults of the scans that a lesson would take; of all scans where it is not known which."""
     used = set(manifest.table["subject"])
     if not all_scans:
-        role, modality = ("pairs", None) if key == "pairs" else ("volumes", key)
-        chosen = taken(foreseen(manifest), stand_in(lesson), role, modality).table
-        used = set(chosen["subject"])
-    return [
-        f
-        for r in readings
-        if r.scan["subject"] in used and r.scan["dataset"] not in MAKERS
-        for f in r.faults.get(key, [])
-    ]
+        used = set(taken(foreseen(manifest), stand_in(lesson), *role_of(key)).table["subject"])
+    mine = [r for r in readings if r.scan["subject"] in used and r.scan["dataset"] not in MAKERS]
+    return [fault for reading in mine for fault in reading.faults.get(key, [])]
 
 
 def stand_in(lesson: str) -> SimpleNamespace:
@@ -341,8 +346,7 @@ def takes(manifest: Manifest, lesson: str, runs: set[str]) -> str:
     """Say what a lesson takes, and what it would take more of."""
     texts = []
     for key in sorted(runs):
-        role, modality = ("pairs", None) if key == "pairs" else ("volumes", key)
-        table = taken(foreseen(manifest), stand_in(lesson), role, modality).table
+        table = taken(foreseen(manifest), stand_in(lesson), *role_of(key)).table
         where = ["site", "split"] if key == "pairs" else ["split"]
         counts = table.groupby(where)["subject"].nunique()
         found = ", ".join(f"{' '.join(k) if isinstance(k, tuple) else k} {n}" for k, n in counts.items())

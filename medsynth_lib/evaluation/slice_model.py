@@ -1,5 +1,6 @@
 """A Gaussian over the slices of a volume, to sample whole volumes from a slice-VAE (Volokitin et al. 2020; the paper's [18])."""
 
+import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf_shrinkage
 from torch import nn
@@ -36,7 +37,8 @@ class SliceModel:
         _, s, vt = torch.linalg.svd(centred, full_matrices=False)
         p = min(COMPONENTS, s.shape[1])
         self.factor = vt[:, :p].transpose(1, 2) * s[:, None, :p] / len(codes) ** 0.5  # A_l: (coordinates, slices, p)
-        self.shrinkage = torch.tensor([ledoit_wolf_shrinkage(c.numpy(), assume_centered=True) for c in centred])
+        shrinkage = [ledoit_wolf_shrinkage(c.numpy(), assume_centered=True) for c in centred]
+        self.shrinkage = torch.from_numpy(1.0 * np.array(shrinkage))  # of two volumes each share is the integer 1
         self.variance = centred.square().mean((1, 2))  # of the identity that is shrunk to
 
     def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:

@@ -6,18 +6,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
 
-from medsynth_lib.data.files.nifti import read_header
+from medsynth_lib.data.files.nifti import stored_voxels
+from medsynth_lib.data.files.paths import split_volume
 from medsynth_lib.files import DataError
 
 
-def stored_image(path: Path | str) -> SpatialImage:
-    """Open one scan as its file stores it; "scan.nii.gz#2" gives the third volume alone."""
-    image = read_header(path)
-    if len(image.shape) == 3:
-        return image
-    return image.slicer[..., 0 if image.shape[3] == 1 else int(str(path).rpartition("#")[2])]
+def stored_image(path: Path | str) -> nib.Nifti1Image:
+    """Read one scan as its file stores it; "scan.nii.gz#2" gives the third volume alone."""
+    data, affine = stored_voxels(path)
+    if data.ndim > 3:
+        data = data.reshape(*data.shape[:3], -1)[..., split_volume(path)[1] or 0]
+    return nib.Nifti1Image(data, affine)
 
 
 def with_voxel(image: nib.Nifti1Image, value: float) -> nib.Nifti1Image:

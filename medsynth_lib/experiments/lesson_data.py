@@ -173,7 +173,8 @@ def unsuited(manifest: Manifest, lesson: Any, role: str, modality: str | None) -
         except DataError as error:
             short = str(error).removeprefix(f"{manifest.root}: ").removesuffix(".")
             reasons |= dict.fromkeys(scans.table["dataset"], short)
-    return "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items()) if why)
+    listed = [f"{name}: {why}" for name, why in sorted(reasons.items()) if why]
+    return "; ".join(listed) or "no scan has all that is needed"
 
 
 def taken(manifest: Manifest, lesson: Any, role: str, modality: str | None) -> Manifest:

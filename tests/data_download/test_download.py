@@ -25,7 +25,7 @@ import yaml
 from data_download import archive, download, registry
 from data_download.__main__ import main
 from data_download.verify import verify
-from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.files.nifti import write_volume
 from medsynth_lib.data.files.published import ROLES, refusal
 from medsynth_lib.files import DataError
 
@@ -625,8 +625,10 @@ def test_verify_counts_sites_and_reads_headers(tmp_path, capsys):
             path = tmp_path / f"IXI-{m}" / f"IXI{person}-{site}-0700-{m}.nii.gz"
             write_volume(path, rng.uniform(1, 9, (4, 5, 6)), np.diag([1.0, 1, 2, 1]))
     report = verify("ixi", tmp_path)
-    assert report.usable and report.sites == {"Guys": 1, "HH": 1} and report.missing == ["IXI002 (Guys) lacks pd"]
+    assert not report.usable and report.sites == {"Guys": 1, "HH": 1} and report.missing == ["IXI002 (Guys) lacks pd"]
     assert dict(report.headers) == {"4 x 5 x 6, 1 x 1 x 2 mm, RAS, int16": 5}
+    assert report.lessons["02"] == (False, f"{tmp_path}: ixi: only site HH; a domain shift needs two sites")
+    assert "T1 has 1 subject(s), but lesson 05 needs at least 6 (3 train, 1 tune, 2 test)" in report.lessons["05"][1]
     broken = tmp_path / "IXI-T1" / "IXI001-HH-0700-T1.nii.gz"
     broken.write_bytes(b"no image")
     assert main(["verify", "ixi", str(tmp_path)]) == 1
@@ -640,20 +642,21 @@ def own(tmp_path):
     A change ``p1_t1=function(array, affine)`` makes that subject's T1 another one.
     """
     ball = np.linalg.norm(np.indices((20, 20, 16)) - np.reshape([9.5, 9.5, 7.5], (3, 1, 1, 1)), axis=0) < 7
-    image = np.where(ball, np.random.default_rng(0).uniform(50, 90, ball.shape), 0)
+    rng = np.random.default_rng(0)
 
     def make(sites, modalities=("flair", "t2", "t1"), splits=None, **changes):
         lines = [",".join(["subject", "site", "split", *modalities])]
         for i, site in enumerate(sites):
             for m in modalities:
                 change = changes.get(f"p{i}_{m}", lambda array, affine: (array, affine))
-                array, affine = change(image.astype(np.float32), np.diag([8.0, 8, 8, 1]))
+                image = np.where(ball, rng.uniform(50, 90, ball.shape), 0).astype(np.float32)
+                array, affine = change(image, np.diag([8.0, 8, 8, 1]))
                 nib.save(nib.Nifti1Image(array, affine), tmp_path / f"p{i}_{m}.nii.gz")
             lines.append(
                 ",".join([f"p{i}", site, splits[i] if splits else "", *(f"p{i}_{m}.nii.gz" for m in modalities)])
             )
         (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
-        return verify("own", tmp_path)
+        return verify("own", tmp_path, jobs=1)
 
     return make
 
@@ -668,7 +671,7 @@ def test_verify_your_own_pairs(own, tmp_path, capsys):
     assert main(["verify", "OWN", str(tmp_path)]) == 0 and "18 x 20 x 20 x 16, 8 x 8 x 8 mm" in capsys.readouterr().out
     (tmp_path / "p0_t1.nii.gz").write_bytes((tmp_path / "p0_t1.nii.gz").read_bytes()[:2000])
     assert main(["verify", "own", str(tmp_path)]) == 1
-    pairs, volumes = capsys.readouterr().out.splitlines()[-2:]
+    pairs, volumes = (line for line in capsys.readouterr().out.splitlines() if line.startswith("usable as"))
     assert pairs.startswith("usable as pairs: no, because") and volumes.startswith("usable as volumes: no, because")
     assert "p0_t1.nii.gz: the file is truncated" in pairs and "p0_t1.nii.gz: the file is truncated" in volumes
 
@@ -688,13 +691,13 @@ def shifted(array, affine):
         ("AAABBB", dict(p3_t1=lambda v, a: (v + 20, a)), "p3_t1.nii.gz: 100% of the voxels", "p3_t1.nii.gz: 100%"),
         ("AAAAAA", {}, "only site A; a domain shift needs two sites", None),
         ("AABB", {}, "site A has 2 subject.*at least 3", None),
-        ("AB", {}, "site A has 1 subject.*at least 3", r"site A\+B has 2 subject"),
+        ("AB", {}, "site A has 1 subject.*at least 3", "T1 has 2 subject.*lesson 01 needs at least 3"),
         ("AAABBB", dict(modalities=["t1"]), "no scan has FLAIR and T2", None),
         ("AAABBB", dict(modalities=["flair"]), "no scan has FLAIR and T2", "no scan has CT or T1"),
         ("AAABBB", dict(modalities=["ct", "t1"]), "no scan has FLAIR and T2", None),  # the T1 will do
         ("AAA", dict(modalities=["ct"]), "no scan has FLAIR and T2", "p0_ct.nii.gz: values 0 to .* not a chest CT"),
         ("AAABBB", dict(splits=["train", "tune", "test"] * 2), None, None),
-        ("AAABBB", dict(splits=["train", "train", "test"] * 2), "site A has no subject in split tune", None),
+        ("AAABBB", dict(splits=["train", "train", "test"] * 2), "site A has 0 subject.s. in split tune, but lesson 02", None),
     ],
 )  # fmt: skip
 def test_verify_says_what_the_lessons_would_refuse(own, tmp_path, sites, options, pairs, volumes):
@@ -708,7 +711,8 @@ def test_verify_says_what_the_lessons_would_refuse(own, tmp_path, sites, options
 
 def test_verify_names_every_scan_that_is_refused_and_what_is_left_out(own, tmp_path):
     report = own("AAABBB", p1_t2=shifted, p4_t2=shifted)
-    pairs, another, volumes = list(report.lines())[-3:]
+    lines = list(report.lines())
+    pairs, another, volumes = lines[(at := lines.index(verdicts(report)[0])) : at + 3]
     assert "p1_t2" in pairs and another.startswith("  and ") and "p4_t2" in another and volumes.endswith("yes")
     text = (tmp_path / "manifest.csv").read_text()
     (tmp_path / "manifest.csv").write_text(text + "p6,A,,p0_flair.nii.gz,p0_t2.nii.gz,\n")
@@ -733,7 +737,7 @@ def test_verify_finds_two_grids_in_a_published_scan(tmp_path):
     moved = np.eye(4)
     moved[0, 3] = 0.5
     for m, shape, affine in (("FLAIR", (4, 4, 4), np.eye(4)), ("T1", (4, 4, 5), np.eye(4)), ("T2", (4, 4, 4), moved)):
-        write_volume(tmp_path / f"UCSF-PDGM-0004_{m}.nii.gz", np.ones(shape), affine)
+        write_volume(tmp_path / f"UCSF-PDGM-0004_{m}.nii.gz", np.pad(np.ones([n - 2 for n in shape]), 1), affine)
     report = verify("ucsf_pdgm", tmp_path)
     assert not report.usable and len(report.bad) == 2
     shapes, affines = report.bad
@@ -750,12 +754,42 @@ def test_verify_finds_a_leak(own, tmp_path):
         assert "no, because" in line and "1 subject(s) in more than one split (p5)" in line
 
 
-def test_verify_of_a_4d_file_unpacks_no_voxel(tmp_path):
+def test_verify_reads_every_voxel(tmp_path):
+    """A 4D file that is cut in half has a sound header: only reading it to its end can tell."""
     (tmp_path / "imagesTr").mkdir()
     path = tmp_path / "imagesTr" / "BRATS_001.nii.gz"
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((40, 40, 40, 4), np.float32), np.eye(4)), path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # which only reading voxels can tell
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((9, 9, 9, 4), np.float32), np.eye(4)), path)
     report = verify("msd_task01", tmp_path)
-    assert report.usable and dict(report.headers) == {"40 x 40 x 40, 1 x 1 x 1 mm, RAS, float32": 4}
-    with pytest.raises(DataError, match="truncated"):
-        read_volume(f"{path}#3")
+    assert not report.bad and dict(report.headers) == {"9 x 9 x 9, 1 x 1 x 1 mm, RAS, float32": 4}
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    report = verify("msd_task01", tmp_path)
+    assert not report.usable and "BRATS_001.nii.gz#0: the file is truncated" in report.bad[0]
+
+
+def test_verify_says_beforehand_how_long_it_takes_and_counts_scans(own, capsys, monkeypatch):
+    monkeypatch.delenv("MEDSYNTH_HEADLESS", raising=False)
+    own("AAABBB")
+    seen = capsys.readouterr()
+    assert re.search(r"reading 6 scans, .* GB, in \d+ process.*: about \d+.\d min", seen.out) and "5/5" in seen.err
+
+
+@pytest.mark.parametrize(
+    "sites, runs, lesson, reason",
+    [
+        ("AAABB", "01", "02", "site B has 2 subject(s), but lesson 02 needs at least 3 (1 train, 1 tune, 1 test)"),
+        ("AAABBB", "01 02 05 06", "03", "site A has 3 subject(s), but lesson 03 needs at least 4 (2 train, 1 tune)"),
+        ("AAAABBB", "01 02 03 05 06 07", "", ""),
+        ("AAABBBB", "01 02 05 06 07", "03", "site A has 3 subject(s)"),
+        (
+            "AAABBB",
+            "01 02 05 06",
+            "07",
+            "T1 has 6 subject(s), but lesson 07 needs at least 7 (4 train, 1 tune, 2 test)",
+        ),
+    ],
+)
+def test_verify_promises_each_lesson_what_it_needs(own, sites, runs, lesson, reason):
+    report = own(sites)
+    assert " ".join(name for name, (usable, _) in report.lessons.items() if usable) == runs
+    if lesson:
+        assert reason in report.lessons[lesson][1]

@@ -51,11 +51,11 @@ def test_data_dir_alone_opens_a_brats_folder(brats_folder, tmp_path, monkeypatch
 
 
 def test_saved_splits_win_and_what_a_lesson_lacks_is_named(brats_folder, tmp_path):
-    saved = ["test", "test", "tune", "tune", "train", "train"]
+    saved = ["test", "tune", "train"] * 2
     find_cases(brats_folder).assign(split=saved).write(brats_folder / "manifest.csv")
     lesson = open_lesson("02", "quick", data_dir=brats_folder, out_dir=tmp_path / "out")
     assert lesson_manifest(lesson).table["split"].tolist() == saved
-    find_cases(brats_folder).assign(split=["train", "test"] * 3).write(brats_folder / "manifest.csv")
+    find_cases(brats_folder).assign(split=["train", "test", "test"] * 2).write(brats_folder / "manifest.csv")
     with pytest.raises(DataError, match="has 0 subject.s. in split .*, but lesson 02 needs at least 1 train"):
         lesson_manifest(lesson)
 
