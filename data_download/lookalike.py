@@ -6,12 +6,12 @@ from a publisher's page or a well-known loader is marked (unconfirmed). CT has t
 thicker slices, to stay small.
 """
 
+import csv
 import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 from scipy import ndimage
 
@@ -114,22 +114,55 @@ def brats(folder: Path, cases: dict[str, tuple[int, str]], names: str = "{case}/
 
 
 def brats2019(folder: Path) -> None:
-    """Write two centres, high and low grades, and the survival table."""
+    """Write two centres, high and low grades, the name mapping of that year and the survival table.
+
+    The name mapping has no column of 2020. One patient was alive when the table was made.
+    """
     top = folder / "MICCAI_BraTS_2019_Data_Training"
     brats(top / "HGG", {f"BraTS19_CBICA_AA{c}_1": (i, "A") for i, c in enumerate("BGJ")})
     brats(top / "HGG", {"BraTS19_TCIA02_117_1": (10, "B"), "BraTS19_TCIA08_105_1": (11, "B")})
     brats(top / "LGG", {"BraTS19_TCIA09_141_1": (12, "B")})
-    (top / "survival_data.csv").write_text("BraTS19ID,Age,Survival,ResectionStatus\nBraTS19_CBICA_AAB_1,60.5,289,GTR\n")
+    cases = sorted(path.name for path in top.glob("*/BraTS19_*"))
+    rows = [["LGG" if "TCIA09" in case else "HGG", *names_of(case), case] for case in cases]
+    write_table(top / "name_mapping.csv", NAMES[:5], rows)
+    survival = [[cases[0], "60.463", "289", "GTR"], [cases[1], "52.263", "ALIVE (361 days later)", "STR"]]
+    survival.append([cases[2], "54.301", "464", "NA"])
+    write_table(top / "survival_data.csv", ["BraTS19ID", "Age", "Survival", "ResectionStatus"], survival)
+
+
+NAMES = [
+    "Grade", "BraTS_2017_subject_ID", "BraTS_2018_subject_ID", "TCGA_TCIA_subject_ID", "BraTS_2019_subject_ID",
+    "BraTS_2020_subject_ID",
+]  # fmt: skip
+
+
+def names_of(case: str) -> list[str]:
+    """Return the names that a case of BraTS 2019 has in 2017, in 2018 and in TCGA, "NA" where it has none."""
+    return [case.replace("BraTS19", "Brats17"), case.replace("BraTS19", "Brats18"), "NA"]
+
+
+def write_table(path: Path, names: list[str], rows: list[list[str]], separator: str = ",") -> None:
+    """Write a table as text; cells with the separator in them are quoted."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows([names, *rows])
 
 
 def brats2020(folder: Path) -> None:
-    """Write anonymous cases and the name mapping."""
+    """Write anonymous cases, the name mapping and the survival table.
+
+    Case 355 has its labels under the name that they came with. One case was not in BraTS 2019.
+    """
     top = folder / "MICCAI_BraTS2020_TrainingData"
-    cases = {f"BraTS20_Training_{i + 1:03d}": (i, "AB"[i > 2]) for i in range(6)}
+    cases = {f"BraTS20_Training_{number:03d}": (i, "AB"[i > 2]) for i, number in enumerate((1, 2, 3, 4, 5, 355))}
     brats(top, cases)
+    last = top / "BraTS20_Training_355"
+    (last / f"{last.name}_seg.nii.gz").rename(last / "W39_1998.09.19_Segm.nii.gz")
     earlier = [f"BraTS19_CBICA_AA{c}_1" for c in "BGJ"] + [f"BraTS19_TCIA02_{n}_1" for n in (117, 118, 135)]
-    mapping = pd.DataFrame(dict(Grade="HGG", BraTS_2019_subject_ID=earlier, BraTS_2020_subject_ID=list(cases)))
-    mapping.to_csv(top / "name_mapping.csv", index=False)
+    rows = [["HGG", *names_of(old), old, new] for old, new in zip(earlier, cases, strict=True)]
+    write_table(top / "name_mapping.csv", NAMES, rows)
+    survival = [["BraTS20_Training_001", "60.46301370", "289", "GTR"]]
+    survival.append(["BraTS20_Training_002", "52.26301370", "ALIVE (361 days later)", "NA"])
+    write_table(top / "survival_info.csv", ["Brats20ID", "Age", "Survival_days", "Extent_of_Resection"], survival)
 
 
 def msd_task01(folder: Path) -> None:
@@ -144,16 +177,24 @@ def msd_task01(folder: Path) -> None:
         save(top / "imagesTr" / f"BRATS_{i + 1:03d}.nii.gz", volumes, BRATS[1], "float32")
         labels = np.array([0, 2, 1, 0, 3])[person["seg"].astype(int)]
         save(top / "labelsTr" / f"BRATS_{i + 1:03d}.nii.gz", labels, BRATS[1], "uint8")
-    (top / "imagesTr" / "._BRATS_001.nii.gz").write_bytes(b"\0\5\x16\7 macOS")
-    about = dict(name="BRATS", tensorImageSize="4D", modality={"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"})
-    (top / "dataset.json").write_text(json.dumps(about | dict(labels={"1": "edema", "2": "non-enhancing tumor"})))
+    for hidden in (top / "imagesTr", folder / "__MACOSX" / "Task01_BrainTumour" / "imagesTr"):
+        hidden.mkdir(parents=True, exist_ok=True)
+        (hidden / "._BRATS_001.nii.gz").write_bytes(b"\0\5\x16\7 macOS")
+    about = dict(
+        name="BRATS", description="Gliomas segmentation tumour and oedema in on brain images", licence="CC-BY-SA 4.0",
+        reference="https://www.med.upenn.edu/sbia/brats2017.html", release="2.0 04/05/2018", tensorImageSize="4D",
+        modality={"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}, numTraining=6, numTest=0, test=[],
+        labels={"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
+    )  # fmt: skip
+    pairs = [{k: f"./{k}sTr/BRATS_{i + 1:03d}.nii.gz" for k in ("image", "label")} for i in range(6)]
+    (top / "dataset.json").write_text(json.dumps(about | dict(training=pairs)))
 
 
 def ixi(folder: Path) -> None:
     """Write heads whose T1 is stored sagittally, T2 and PD axially, and that moved in between.
 
     T1 has the axes P, S, R and 0.9375 x 0.9375 x 1.2 mm, T2 and PD slices of 1.25 mm. One subject has no PD. Axis directions of
-    T2 and PD are unconfirmed.
+    T2 and PD are unconfirmed. IXI.xls, the people's ages, is an empty workbook.
     """
     sagittal = np.array([[0, 0, 1.2, -89.4], [-0.9375, 0, 0, 119.5], [0, 0.9375, 0, -119.5], [0, 0, 0, 1]])
     axial = np.array([[-0.9375, 0, 0, 119.5], [0, -0.9375, 0, 119.5], [0, 0, 1.25, -80.6], [0, 0, 0, 1]])
@@ -169,6 +210,7 @@ def ixi(folder: Path) -> None:
             for modality in ("t2", "pd")[: 1 if number == 4 else 2]:
                 image = on_grid(images[modality], affine, (256, 256, 130), axial)
                 save(folder / f"IXI-{modality.upper()}" / f"{name}-{modality.upper()}.nii.gz", image, axial)
+    (folder / "IXI.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504))  # a workbook in name only
 
 
 def motion(seed: int) -> np.ndarray:
@@ -184,7 +226,7 @@ def motion(seed: int) -> np.ndarray:
 def upenn_gbm(folder: Path) -> None:
     """Write scans before (_11) and, for one subject, after surgery (_21).
 
-    Some have labels by hand, the others automatic ones.
+    Some have labels by hand, the others automatic ones. The clinical table has a row a scan.
     """
     top, names = folder / "UPENN-GBM", dict(flair="FLAIR", t1="T1", t1ce="T1GD", t2="T2")
     for i in range(4):
@@ -197,6 +239,13 @@ def upenn_gbm(folder: Path) -> None:
             else:
                 path = top / "automated_segm" / f"{case}_automated_approx_segm.nii.gz"
             save(path, image, BRATS[1])
+    names = (
+        "ID Gender Age_at_scan_years Survival_from_surgery_days_UPDATED Survival_Status Survival_Censor IDH1 MGMT KPS"
+    )
+    names += " GTR_over90percent Time_since_baseline_preop PsP_TP_score"
+    known = ["Wildtype", "Not Available", "Not Available", "Y", "0", "Not Applicable"]
+    rows = [[f"UPENN-GBM-{i:05d}_11", "F", f"{50 + i}.5", "Not Available", "Alive", "700", *known] for i in (1, 2, 3)]
+    write_table(top / "UPENN-GBM_clinical_info_v2.1.csv", names.split(), rows)
 
 
 def ucsf_pdgm(folder: Path) -> None:
@@ -207,12 +256,42 @@ def ucsf_pdgm(folder: Path) -> None:
         for modality, image in person.items():
             save(top / f"{case}_nifti" / f"{case}_{names[modality]}.nii.gz", image, BRATS[1])
         save(top / f"{case}_nifti" / f"{case}_brain_segmentation.nii.gz", person["t1"] > 0, BRATS[1], "uint8")
+    names = [
+        "ID",
+        "Sex",
+        "Age at MRI",
+        "WHO CNS Grade",
+        "Final pathologic diagnosis (WHO 2021)",
+        "MGMT status",
+        "MGMT index",
+    ]
+    names += ["1p/19q", "IDH", "1-dead 0-alive", "OS", "EOR", "Biopsy prior to imaging"]
+    names += ["BraTS21 ID", "BraTS21 Segmentation Cohort", "BraTS21 MGMT Cohort"]
+    known = [
+        "4",
+        "Glioblastoma, IDH-wildtype",
+        "positive",
+        "13",
+        "unknown",
+        "wildtype",
+        "1",
+        "1303.0",
+        "STR",
+        "No",
+        "",
+        "",
+        "",
+    ]
+    rows = [
+        [case, "M", str(60 + i), *known] for i, case in enumerate(("UCSF-PDGM-004", "UCSF-PDGM-005", "UCSF-PDGM-007"))
+    ]
+    write_table(folder / "UCSF-PDGM-metadata_v5.csv", names, rows)  # numbers of three digits, unlike those of the files
 
 
 def gsp(folder: Path) -> None:
     """Write T1 of young adults with the skull, 1.2 mm; one came twice.
 
-    The axis directions are unconfirmed.
+    The axis directions and the columns of the list are unconfirmed.
     """
     grid = np.array([[1.2, 0, 0, -85.8], [0, 1.2, 0, -114.6], [0, 0, 1.2, -114.6], [0, 0, 0, 1]])
     for i in range(7):
@@ -220,6 +299,8 @@ def gsp(folder: Path) -> None:
         images, affine = head(40 + i, "A", ("t1",), skull=True, tumour=False)
         t1 = on_grid(images["t1"], affine, (144, 192, 192), grid)
         save(folder / case / f"{case}_Scan_01_ANAT1.nii.gz", t1, grid)
+    rows = [[f"Sub{i:04d}_Ses1", str(18 + i), "F", "RHT"] for i in range(1, 7)]
+    write_table(folder / "GSP_list_140630.csv", ["Subject_ID", "Age_Bin", "Sex", "Hand"], rows)
 
 
 def chest(seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
@@ -254,19 +335,50 @@ def copdgene(folder: Path) -> None:
         sid = f"{10005 + i}{'QRTVXZ'[i]}"
         hu, grid, truth = chest(i)
         save(folder / sid / f"{sid}_INSP_STD_NJC_COPD.nii.gz", hu, grid)
-        rows.append(dict(sid=sid, FEV1pp_utah=round(truth["fev1pp"], 1), FEV1_FVC_utah=round(truth["fev1_fvc"], 2)))
-    pd.DataFrame(rows).to_csv(folder / "COPDGene_phenotypes.txt", sep="\t", index=False)
+        spirometry = f"{truth['fev1pp']:.1f}", f"{truth['fev1_fvc']:.2f}"
+        rows.append([sid, str(1 + i % 2), f"{50 + i}.5", "", "40", spirometry[0], "NA", spirometry[1], "2"])
+    names = "sid gender Age_Enroll Height_CM ATS_PackYears FEV1pp_utah FVCpp_utah FEV1_FVC_utah finalGold"
+    write_table(folder / "COPDGene_phenotypes.txt", names.split(), rows, "\t")
+    (folder / "README.txt").write_text('Phenotypes: "sid" names a subject, as in the files.\n')
 
 
 def lidc(folder: Path) -> None:
-    """Write DICOM series of 40 slices as idc-index lays them out, and a radiograph, no CT."""
+    """Write DICOM series of 40 slices, and a radiograph, no CT.
+
+    Five patients lie as idc-index lays them out, the last one as the client of TCIA does, with its list and the readers' marks.
+    """
     for i in range(6):
         hu, grid, _ = chest(10 + i)
-        person = f"LIDC-IDRI-{i + 1:04d}"
-        study = folder / "lidc_idri" / person / f"1.2.826.0.1.{i}.1"
-        dicom(study / f"CT_1.2.826.0.1.{i}.1.1", hu, grid, person, f"1.2.826.0.1.{i}.1", "CT")
+        person, uid = f"LIDC-IDRI-{i + 1:04d}", f"1.2.826.0.1.{i}.1"
+        study, series = folder / "lidc_idri" / person / uid, f"CT_{uid}.1"
+        if i == 5:
+            study, series = folder / "LIDC-IDRI" / person / "01-01-2000-NA-NA-30178", "3000566.000000-NA-03192"
+        dicom(study / series, hu, grid, person, uid, "CT")
         if i == 0:
-            dicom(study / f"DX_1.2.826.0.1.{i}.1.2", hu[:, :, :1], grid, person, f"1.2.826.0.1.{i}.1", "DX")
+            dicom(study / f"DX_{uid}.2", hu[:, :, :1], grid, person, uid, "DX")
+    (study / series / "069.xml").write_text('<?xml version="1.0" encoding="UTF-8"?><LidcReadMessage/>')
+    (study / series / "LICENSE").write_text("CC BY 3.0\n")
+    names = "Series UID,Collection,3rd Party Analysis,Data Description URI,Subject ID,Study UID,Study Description,Study Date,"
+    names += "Series Description,Manufacturer,Modality,SOP Class Name,SOP Class UID,Number of Images,File Size,File Location,"
+    known = [
+        f"{uid}.1",
+        "LIDC-IDRI",
+        "",
+        "",
+        person,
+        uid,
+        "",
+        "01-01-2000",
+        "",
+        "medsynth",
+        "CT",
+        "CT Image Storage",
+        "",
+        "40",
+    ]
+    location = f".\\LIDC-IDRI\\{person}\\{study.name}\\{series}"
+    row = [*known, "20 MB", location, "2026-01-01T00:00:00"]
+    write_table(folder / "metadata.csv", [*names.split(",")[:-1], "Download Timestamp"], [row])
 
 
 def dicom(folder: Path, hu: np.ndarray, affine: np.ndarray, person: str, study: str, modality: str) -> None:

@@ -21,7 +21,8 @@ from medsynth_lib.data.files.paths import NIFTI, find_files, stem
 from medsynth_lib.data.files.tables import ENDINGS
 from medsynth_lib.files import DataError, say_once
 
-DICOM = ".dcm"
+DICOM = (".dcm", ".ima", "")  # endings; "" is what many exports leave
+NO_DICOM = ("LICENSE", "README", "DICOMDIR", "VERSION")
 Table: TypeAlias = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 Scans: TypeAlias = dict[tuple[str, str], dict[str, Any]]  # (subject, site) -> modality -> path, or what else is known
 Reader: TypeAlias = Callable[[Path, list[Path]], Table]  # of a folder and the files in it
@@ -92,8 +93,8 @@ def find(name: str, folder: Path | str) -> Manifest:
 
 
 def listed_files(folder: Path) -> list[Path]:
-    """List what the readers look at: images and tables at any depth, none of them hidden."""
-    return find_files(folder, (*NIFTI, DICOM, *ENDINGS))
+    """List all files at any depth that are not hidden."""
+    return find_files(folder, ("",))
 
 
 def not_read(folder: Path, files: list[Path]) -> str | None:
@@ -254,7 +255,7 @@ def copdgene(folder: Path, files: list[Path]) -> Table:
 
 
 def lidc(folder: Path, files: list[Path]) -> Table:
-    """List LIDC-IDRI: LIDC-IDRI-0001/<study>/<series>/*.dcm, as idc-index or the TCIA's client lays it out.
+    """List LIDC-IDRI: LIDC-IDRI-0001/<study>/<series>/*.dcm, as idc-index or the client of TCIA lays it out.
 
     Of several CT series of a patient the largest is taken. A series whose folder is not named CT_... is CT where the header
     of its first file says so.
@@ -262,7 +263,7 @@ def lidc(folder: Path, files: list[Path]) -> Table:
     series: dict[str, dict[Path, list[Path]]] = {}
     for path in files:
         person = next((p for p in path.relative_to(folder).parts if re.fullmatch(r"LIDC-IDRI-\d+", p)), None)
-        if person and path.name.lower().endswith(DICOM):
+        if person and path.suffix.lower() in DICOM and path.name.upper() not in NO_DICOM:
             series.setdefault(person, {}).setdefault(path.parent, []).append(path)
     scans: Scans = {}
     for person, found in series.items():
