@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
+from medsynth_lib import cli
 from medsynth_lib.course import check, execute, open_lesson, report
 from medsynth_lib.course.exercises import ExerciseNotSolved
 from medsynth_lib.course.results import Results, compare, compare_run
 from medsynth_lib.course.student import student_copy
-from medsynth_lib.files import DataError
+from medsynth_lib.files import DataError, reserved
 from medsynth_lib.processes import headless
 from medsynth_lib.settings import Lesson01Settings
 
@@ -305,6 +306,100 @@ def test_wrong_requests_exit_2_and_name_what_is_valid(folder):
     assert done.returncode == 2 and "07: no such notebook; there are 01" in done.stderr
     done = course("run", "--notebooks", folder, "--out", folder / "out", "--profile", "huge")
     assert done.returncode == 2 and "quick" in done.stderr and not (folder / "out").exists()
+
+
+def run_here(folder, out, **options):
+    return cli.main(["run", "--notebooks", str(folder), f"--out={out}", *[f"--{k}={v}" for k, v in options.items()]])
+
+
+def test_a_run_never_replaces_a_file_or_the_notebooks_themselves(folder, capsys, monkeypatch):
+    write_book(folder / "01_good.ipynb", *GOOD)
+    (folder / "README.md").write_text("kept")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    for out, word in {"README.md": "no folder", "README.md/x": "no folder", folder: "notebooks themselves",
+                      ".": "notebooks themselves", "link": "notebooks themselves"}.items():  # fmt: skip
+        assert run_here(folder, out) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and word in error and "choose another" in error
+    assert cli.main(["student", "--notebooks", str(folder), "--out", str(folder)]) == 2
+    assert "notebooks themselves" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_data_that_are_no_folder_are_refused_before_anything_is_made(folder, capsys):
+    write_book(folder / "01_good.ipynb", *GOOD)
+    for wrong in (folder / "01_good.ipynb", folder / "none"):
+        assert run_here(folder, folder / "out", **{"data-dir": wrong}) == 2
+        assert f"--data-dir {wrong} is not a folder" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_a_folder_in_use_is_refused(folder, capsys):
+    write_book(folder / "01_good.ipynb", *GOOD)
+    with reserved(folder / "out"):
+        assert run_here(folder, folder / "out") == 2
+    assert f"{folder / 'out'}: is in use by another run" in capsys.readouterr().err
+    assert not (folder / "out" / "summary.json").exists()
+
+
+def test_results_go_below_home_or_are_refused(folder, monkeypatch):
+    monkeypatch.setenv("MEDSYNTH_NOTEBOOKS", str(folder))
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
+    assert (
+        open_lesson("01", "quick", out_dir="~/out").out == folder / "home" / "out" / "01"
+        and not (folder / "~").exists()
+    )
+    (folder / "file").touch()
+    with pytest.raises(DataError, match="OUT_DIR .*file/01: cannot be made"):
+        open_lesson("01", "quick", out_dir=folder / "file")
+
+
+@pytest.mark.slow
+def test_a_run_takes_any_path_and_any_terminal(folder):
+    """Braces, quotes, $, # and letters beyond ASCII, in all that a user names; ~ and a relative cache."""
+    odd = 'st\u00fcdy {x} {PROFILE} #2 O\'Brien "$HOME"'
+    notebooks, data = folder / f"nb {odd}", folder / f"data {odd}"
+    notebooks.mkdir()
+    data.mkdir()
+    (folder / "profiles").rename(notebooks / "profiles")
+    found = "from medsynth_lib.files import cache_folder\nprint(lesson.data_dir.name, '\u00b1', cache_folder())"
+    write_book(notebooks / "01_good.ipynb", *GOOD, cell(found))
+    environment = os.environ | dict(PYTHONIOENCODING="ascii", LC_ALL="C", HOME=str(folder), MEDSYNTH_CACHE="ca{c}he")
+    paths = ["--notebooks", notebooks, "--out", f"~/out {odd}", "--data-dir", data]
+    done = course("run", *paths, cwd=folder, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = folder / f"out {odd}"
+    assert {"index.html", "01_good.html", "01_good.ipynb", "summary.json", "01"} <= {
+        path.name for path in out.iterdir()
+    }
+    text = nbformat.read(out / "01_good.ipynb", as_version=4).cells[-1].outputs[0].text
+    assert text == f"{data.name} \u00b1 {folder / 'ca{c}he'}\n"
+    assert not (folder / "~").exists() and (folder / "ca{c}he").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_killed_run_leaves_nothing_that_writes_on(folder):
+    started = folder / "started"
+    sleep = f"import os, time, pathlib\npathlib.Path({str(started)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    write_book(folder / "01_long.ipynb", cell(PARAMETERS, "parameters"), cell(sleep))
+    command = [sys.executable, "-m", "medsynth_lib.course", "run", "--notebooks", folder, "--out", folder / "out"]
+    runner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert run_here(folder, folder / "out") == 2  # in use
+    runner.kill()
+    runner.communicate(timeout=60)
+    kernel = int(started.read_text())
+    while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline + 30, "the notebook goes on"
+        time.sleep(0.1)
+    with reserved(folder / "out"):  # the next run may begin
+        pass
 
 
 @pytest.mark.slow

@@ -200,6 +200,8 @@ def _require_end(stream: IO[bytes], image: nib.Nifti1Image, path: Path | str) ->
     end = _end(image)
     stream.seek(end)
     if stream.read(1):
+        while stream.read(2**20):  # a damaged file is called damaged
+            pass
         raise DataError(
             f"{path}: the file goes on after the {image.shape} voxels of {image.get_data_dtype()} that the header promises, "
             f"{end} bytes in all; copy or convert it again."
