@@ -62,7 +62,7 @@ READERS: dict[type[nn.Module], Callable[..., Tensor]] = {SegResNet: segmenter_fe
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Name a network by its weights: eight hexadecimal digits of their SHA-256, at single precision."""
+    """Name a network by its weights: eight hexadecimal digits of their SHA-256."""
     found = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         found.update(name.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
@@ -70,7 +70,9 @@ def weights_hash(network: nn.Module) -> str:
 
 
 def medicalnet(path: Path | str) -> ResNet:
-    """Load the paper's extractor, MedicalNet's ResNet-50 (Chen et al. 2019, arXiv:1904.00625), from its published file.
+    """Load the paper's extractor, MedicalNet's ResNet-50, from its published file.
+
+    Chen et al. 2019, arXiv:1904.00625.
 
     Args:
         path: of resnet_50.pth or resnet_50_23dataset.pth.

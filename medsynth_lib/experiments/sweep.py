@@ -26,6 +26,7 @@ from medsynth_lib.settings import notebooks_folder
 STUDIES = {  # name of a study on the command line -> module that holds its `SWEEP`
     "adaptation": "medsynth_lib.experiments.adaptation.cells",
     "slice-vae": "medsynth_lib.experiments.slice_vae",
+    "rivals": "medsynth_lib.experiments.rivals",
 }
 TEXT = {"subject": str, "key": str}  # columns whose digits are no numbers
 

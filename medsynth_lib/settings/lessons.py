@@ -10,6 +10,7 @@ from medsynth_lib.settings.algorithms import (
     HAGANSettings,
     JointHAGANSettings,
     Pix2PixSettings,
+    RepairedJointHAGANSettings,
     SegmenterSettings,
     SliceVAESettings,
     StructureSettings,
@@ -189,6 +190,30 @@ class Lesson08Settings:
     timed_repeats: int = 3
 
 
+# -- lesson 09 ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lesson09Settings(VolumeData):
+    """Scores: HA-GAN and its rivals."""
+
+    volume_counts: Counts = per(train=400, tune=8, test=200)  # scores compare sets of half as many test volumes
+    hagan: HAGANSettings = RepairedJointHAGANSettings(
+        size=64, latent=64, c=8, fraction=0.25, lam=10.0, discriminator_rate=2.0, average=0.999, lean=True,
+        channels_last=True, learning_rate=5e-4, constant_until=0.6, decay_until=1.0, final_learning_rate=1e-5,
+        steps=8000, batch_size=8, validate_every=250, kl_weight=0.004, recovery_first=0.3, beta_1=0.0,
+        encoder_rate=0.25,
+    )  # fmt: skip
+    rival_width: int = 16  # channels of a rival's finest layer: the published 64, as HA-GAN's c, divided by four
+    rival_learning_rate: float = 2e-4  # Kwon et al.
+    # contender -> steps that take as many CPU minutes as HA-GAN's; those that are not named have HA-GAN's number of steps
+    steps_of_equal_time: dict[str, int] = field(default_factory=dict)
+    samples: int = 200  # of each contender
+    permutations: int = 999  # of a test of the maximum mean discrepancy
+    sweep_organs: tuple[str, ...] = ("t1", "ct")
+    sweep_seeds: tuple[int, ...] = (0, 1, 2)
+
+
 LESSONS = {
     "01": Lesson01Settings,
     "02": Lesson02Settings,
@@ -198,4 +223,5 @@ LESSONS = {
     "06": Lesson06Settings,
     "07": Lesson07Settings,
     "08": Lesson08Settings,
+    "09": Lesson09Settings,
 }

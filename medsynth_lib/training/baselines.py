@@ -70,7 +70,10 @@ class WGAN(Algorithm):
         }
 
     def make_lean(self) -> None:
-        """Bring generator and encoder into the lean form; D's penalty needs second derivatives, which it does not have."""
+        """Bring generator and encoder into the lean form.
+
+        It has no second derivatives, which D's penalty needs.
+        """
         for name, network in self.networks.items():
             network.to(memory_format=torch.channels_last_3d)
             if name in ("G", "E"):

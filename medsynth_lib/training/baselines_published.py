@@ -17,10 +17,10 @@ GENERATOR_STEPS = 5  # of WGAN, for one of the critic
 
 
 def voxelwise_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
-    r"""Return the penalty with the gradient's norm over the channel axis alone, as a mean over voxels.
+    r"""Return the penalty with the gradient's norm over the channel axis alone.
 
-    There is one channel. So the gradient in each voxel is drawn to -1 or 1, where Gulrajani et al. draw the norm over a whole
-    volume to 1.
+    There is one channel. So the gradient in each voxel is drawn to -1 or 1; the penalty is a mean over voxels. Gulrajani et al. draw the
+    norm over a whole volume to 1.
 
     Args:
         critic, real, fake: as in `baselines.gradient_penalty`.

@@ -26,7 +26,7 @@ class Augmented:
     """What changed views add to `HAGAN` or to `JointHAGAN`; name it before them in the bases."""
 
     def judge(self, x_r: Tensor, x_low: Tensor, r: int) -> tuple[Tensor, ...]:
-        """Return the logits of changed volumes in training, and of the volumes themselves in evaluation."""
+        """Return the logits of changed volumes; in evaluation of the volumes themselves."""
         if self.networks["D^H"].training:
             pairs = [augment(*pair) for pair in zip(x_r, x_low, strict=True)]
             x_r, x_low = (torch.stack(parts) for parts in zip(*pairs, strict=True))

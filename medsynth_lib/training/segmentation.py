@@ -82,7 +82,7 @@ class PositionedSegResNet(SegResNet):
         )
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the features at each resolution; the coarsest comes first, then all, from fine to coarse."""
+        """Return the coarsest features, and those of all resolutions, from fine to coarse."""
         axes = [torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[2:]]
         where = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(x), -1, -1, -1, -1)
         return super().encode(torch.cat([x, where], 1))
