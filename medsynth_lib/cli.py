@@ -162,7 +162,9 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
         "sweep adaptation --only 'no adaptation' --jobs 2",
     )
     add.add_argument(
-        "study", choices=STUDIES, help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings; rivals: HA-GAN beside others"
+        "study",
+        choices=STUDIES,
+        help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings; rivals: HA-GAN beside other GANs",
     )
     add.add_argument("--profile", default="lesson", help="size of the study (default: %(default)s)")
     add.add_argument(

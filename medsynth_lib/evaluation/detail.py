@@ -31,7 +31,9 @@ def spread(volumes: Tensor) -> float:
 
 
 def lattice(volumes: Tensor, period: int = 4, axis: int = -3) -> float:
-    """Return the power at a period of voxels over that of its neighbours: 1 where no lattice stands out.
+    """Return the power at a period of voxels over that of its neighbours.
+
+    It is 1 where no lattice stands out.
 
     Args:
         volumes: (n, 1, N, N, N), at least two, with N a multiple of the period. Their mean is taken off.

@@ -238,7 +238,10 @@ def standardised(features: Features, real: Features) -> Features:
 
 
 def set_scores(view: str, real: Features, fake: Features, settings: Lesson09Settings, seed: int) -> list[dict]:
-    """Score one view: the Frechet distance and, of the extractor's features, kernel distances and coverage."""
+    """Score one view by the Frechet distance.
+
+    The extractor's features are also compared by kernels and by neighbours.
+    """
     kernel = gaussian_kernel(median_bandwidth(real.values))
     distances: dict[str, Callable] = {view: frechet_distance}
     if view == "FID":

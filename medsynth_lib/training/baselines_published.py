@@ -19,8 +19,8 @@ GENERATOR_STEPS = 5  # of WGAN, for one of the critic
 def voxelwise_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     r"""Return the penalty with the gradient's norm over the channel axis alone.
 
-    There is one channel. So the gradient in each voxel is drawn to -1 or 1; the penalty is a mean over voxels. Gulrajani et al. draw the
-    norm over a whole volume to 1.
+    There is one channel. So the gradient in each voxel is drawn to -1 or 1, and the penalty is a mean over voxels.
+    Gulrajani et al. draw the norm over a whole volume to 1.
 
     Args:
         critic, real, fake: as in `baselines.gradient_penalty`.
@@ -35,7 +35,7 @@ class PublishedWGAN(WGAN):
     """WGAN whose penalty is `voxelwise_penalty`, with eight scores a volume, and five steps of G for one of D."""
 
     def build(self, size: int, latent: int, width: int, widest: int) -> dict[str, nn.Module]:
-        """Make the networks; D's last convolution is strided and padded, so that it gives 2^3 scores."""
+        """Make the networks; D's last convolution is strided and padded: 2^3 scores."""
         networks = super().build(size, latent, width, widest)
         last = networks["D"].last
         networks["D"].last = nn.Conv3d(last.in_channels, 1, 4, stride=2, padding=1)
