@@ -13,11 +13,12 @@ import torch
 from monai.data import MetaTensor
 
 from data_download import lookalike
+from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.layouts import LAYOUTS, find, open_dataset, recognise
 from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_case, read_volume, write_volume
 from medsynth_lib.data.preparation import harmonise as ready
-from medsynth_lib.files import DataError
+from medsynth_lib.files import SAID, DataError
 
 
 def touch(root, *names):
@@ -130,6 +131,257 @@ def test_a_manifest_wins_and_is_called_own(tmp_path):
     assert (
         frame["dataset"].tolist() == ["own"] and frame["ct"].tolist() == [""] and frame["t1"].tolist() == ["p1.nii.gz"]
     )
+
+
+# what the published folders hold besides, and what people do to them -----------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    SAID.clear()
+
+
+BRATS19_NAMES = "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,TCGA_TCIA_subject_ID,BraTS_2019_subject_ID"
+
+
+def brats_case(root, name, modalities=("flair", "t1", "t1ce", "t2", "seg"), ending=".nii.gz"):
+    touch(root, *(f"{name}/{Path(name).name}_{m}{ending}" for m in modalities))
+
+
+def test_brats_2019_with_its_own_name_mapping(tmp_path):
+    brats_case(tmp_path, "Training/HGG/BraTS19_CBICA_AAB_1")
+    brats_case(tmp_path, "other/BraTS19_TCIA01_425_1")
+    names = "Brats17_{0},Brats18_{0},NA,BraTS19_{0}"
+    rows = [f"HGG,{names.format('CBICA_AAB_1')}", f"LGG,{names.format('TCIA01_425_1')}"]
+    (tmp_path / "name_mapping.csv").write_text("\n".join([BRATS19_NAMES, *rows]))
+    (tmp_path / "survival_data.csv").write_text(
+        "BraTS19ID,Age,Survival,ResectionStatus\nBraTS19_CBICA_AAB_1,60,289,GTR\n"
+    )
+    frame = recognise(tmp_path).table
+    assert frame[["site", "grade"]].values.tolist() == [["CBICA", "HGG"], ["TCIA", "LGG"]]
+
+
+def test_both_years_with_a_name_mapping_each(tmp_path):
+    brats_case(tmp_path, "a/BraTS19_CBICA_AAB_1")
+    brats_case(tmp_path, "b/BraTS20_Training_002")
+    brats_case(tmp_path, "c/BraTS20_Validation_001", ("flair", "t1", "t1ce", "t2"))
+    (tmp_path / "a" / "name_mapping.csv").write_text(f"{BRATS19_NAMES}\nHGG,NA,NA,NA,BraTS19_CBICA_AAB_1\n")
+    later = f'{BRATS19_NAMES},BraTS_2020_subject_ID\nLGG,NA,NA,NA,BraTS19_TMC_1_1,"BraTS20_Training_002"\n'
+    (tmp_path / "b" / "Name_Mapping.CSV").write_text(later, encoding="utf-8-sig")
+    validation = "BraTS_2019_subject_ID;BraTS_2020_subject_ID\nBraTS19_TCIA02_1_1;BraTS20_Validation_001\n"
+    (tmp_path / "c" / "name_mapping_validation_data.csv").write_text(validation)
+    frame = recognise(tmp_path).table.set_index("subject")
+    assert frame["site"].to_dict() == {
+        "BraTS19_CBICA_AAB_1": "CBICA",
+        "BraTS20_Training_002": "TMC",
+        "BraTS20_Validation_001": "TCIA",
+    }
+    assert frame["grade"].tolist() == ["HGG", "LGG", ""]
+
+
+def test_name_mappings_that_disagree(tmp_path):
+    brats_case(tmp_path, "BraTS20_Training_002")
+    for folder, old in (("a", "BraTS19_CBICA_AAB_1"), ("b", "BraTS19_TCIA02_1_1")):
+        (tmp_path / folder).mkdir()
+        text = f"BraTS_2019_subject_ID,BraTS_2020_subject_ID\n{old},BraTS20_Training_002\n"
+        (tmp_path / folder / "name_mapping.csv").write_text(text)
+    with pytest.raises(DataError, match="a/name_mapping.csv and .*b/name_mapping.csv: case BraTS20_Training_002 is "):
+        recognise(tmp_path)
+
+
+def test_a_folder_of_one_grade_and_a_table_of_the_other(tmp_path):
+    brats_case(tmp_path, "HGG/BraTS19_CBICA_AAB_1")
+    (tmp_path / "name_mapping.csv").write_text("Grade,BraTS_2019_subject_ID\nLGG,BraTS19_CBICA_AAB_1\n")
+    with pytest.raises(DataError, match="lies in HGG, but .*name_mapping.csv calls it LGG"):
+        recognise(tmp_path)
+
+
+def test_labels_under_another_name_are_taken_and_said(tmp_path, capsys):
+    brats_case(tmp_path, "BraTS20_Training_355", ("flair", "t1", "t1ce", "t2"), ".nii")
+    touch(tmp_path, "BraTS20_Training_355/W39_1998.09.19_Segm.nii")
+    frame = recognise(tmp_path).table
+    assert frame["seg"].tolist() == ["BraTS20_Training_355/W39_1998.09.19_Segm.nii"]
+    assert "BraTS20_Training_355: its labels are taken from W39_1998.09.19_Segm.nii" in capsys.readouterr().out
+    touch(tmp_path, "BraTS20_Training_355/mine_seg.nii.gz")
+    with pytest.raises(DataError, match="W39_1998.09.19_Segm.nii and mine_seg.nii.gz are both its seg"):
+        recognise(tmp_path)
+    touch(tmp_path, "BraTS20_Training_355/BraTS20_Training_355_seg.nii")
+    assert recognise(tmp_path).table["seg"].item().endswith("BraTS20_Training_355_seg.nii")
+
+
+def test_scans_without_labels_are_counted(tmp_path, capsys):
+    for k, modalities in enumerate((("t1", "seg"), ("t1",), ("t1",))):
+        brats_case(tmp_path, f"BraTS19_CBICA_AA{k}_1", modalities)
+    for list_scans in (recognise, lambda folder: find("brats2019", folder)):
+        SAID.clear()
+        list_scans(tmp_path)
+        expected = "2 of 3 scans of brats2019 have no labels (seg), such as BraTS19_CBICA_AA1_1"
+        assert expected in capsys.readouterr().out
+    touch(tmp_path / "ixi", "IXI012-HH-1211-T1.nii.gz")
+    recognise(tmp_path / "ixi")
+    assert capsys.readouterr().out == ""  # a set that has none
+
+
+def test_labels_of_a_manifest_are_counted(tmp_path, capsys):
+    (tmp_path / "manifest.csv").write_text("subject,site,t1,seg\n1,A,a.nii,s.nii\n2,A,b.nii,\n")
+    open_dataset(tmp_path)
+    assert "1 of 2 scans of own have no labels (seg), such as 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, first, second",
+    [
+        ("ixi", "IXI-T1/IXI012-HH-1211-T1.nii.gz", "old_T1/IXI012-HH-1211-T1.nii.gz"),
+        ("ixi", "IXI012-HH-1211-T1.nii", "IXI012-HH-1211-T1.nii.gz"),
+        ("ixi", "IXI012-HH-1211-T1.nii.gz", "IXI012-HH-1299-T1.nii.gz"),
+        ("upenn_gbm", "a/UPENN-GBM-00002_11_T1.nii.gz", "b/UPENN-GBM-00002_11_T1.nii.gz"),
+        ("upenn_gbm", "a/UPENN-GBM-00002_11_segm.nii.gz", "b/UPENN-GBM-00002_11_segm.nii.gz"),
+        ("ucsf_pdgm", "a/UCSF-PDGM-0004_T1c.nii.gz", "b/UCSF-PDGM-0004_T1c.nii.gz"),
+        ("gsp", "a/Sub0001_Ses1_Scan_01_ANAT1.nii.gz", "b/Sub0001_Ses1_Scan_01_ANAT1.nii.gz"),
+        ("msd_task01", "a/imagesTr/BRATS_001.nii.gz", "b/imagesTr/BRATS_001.nii.gz"),
+        ("copdgene", "a/10005Q_INSP_STD_NJC_COPD.nii.gz", "b/10005Q_INSP_STD_NJC_COPD.nii.gz"),
+        ("brats2019", "BraTS19_A_1_1/BraTS19_A_1_1_t1.nii", "BraTS19_A_1_1/BraTS19_A_1_1_t1.nii.gz"),
+    ],
+)
+def test_two_files_of_one_kind_are_refused_with_both_names(tmp_path, name, first, second):
+    touch(tmp_path, first)
+    assert len(find(name, tmp_path)) == 1
+    touch(tmp_path, second)
+    with pytest.raises(DataError) as caught:
+        find(name, tmp_path)
+    assert Path(first).name in str(caught.value) and Path(second).name in str(caught.value)
+    assert "keep one of them" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("BraTS2021_00000/BraTS2021_00000_flair.nii.gz", ["BraTS 2021", "hides its sites", "write a manifest.csv"]),
+        ("BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz", ["BraTS 2023", "t1n as t1", "label 3 is 4 here"]),
+        ("BraTS-MET-00002-000/BraTS-MET-00002-000-seg.nii.gz", ["BraTS 2023 or later", "label 3 is 4 here"]),
+        ("HGG/Brats18_CBICA_AAB_1/Brats18_CBICA_AAB_1_t1.nii.gz", ["2017 or 2018", "find_cases(folder).write("]),
+    ],
+)
+def test_sets_that_need_a_manifest_say_what_it_must_hold(tmp_path, capsys, name, words):
+    touch(tmp_path, name)
+    for read in (recognise, lambda folder: find("brats2020", folder)):
+        with pytest.raises(DataError) as caught:
+            read(tmp_path)
+        assert all(word in str(caught.value) for word in [str(tmp_path), "1 files such as", Path(name).name, *words])
+    touch(tmp_path, "IXI012-HH-1211-T1.nii.gz")  # beside a set that is read
+    assert recognise(tmp_path).table["dataset"].tolist() == ["ixi"]
+    assert words[0] in capsys.readouterr().out
+
+
+def test_the_manifest_of_brats_2018_is_written_as_the_line_says(tmp_path):
+    brats_case(tmp_path, "HGG/Brats18_TCIA01_1_1")
+    find_cases(tmp_path).write(tmp_path / "manifest.csv")
+    assert open_dataset(tmp_path).table[["site", "grade"]].values.tolist() == [["TCIA", "HGG"]]
+
+
+def test_a_case_that_was_unpacked_into_a_folder_of_its_name(tmp_path):
+    brats_case(tmp_path, "BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1")
+    assert recognise(tmp_path).table["subject"].tolist() == ["BraTS19_CBICA_AAB_1"]
+
+
+def test_upper_case_endings_and_hidden_folders_in_every_layout(tmp_path):
+    names = ["a/IXI-T1/IXI012-HH-1211-T1.NII.GZ", "b/UPENN-GBM-00002_11_T1.NII", "c/UCSF-PDGM-0004_T1.Nii.gz"]
+    names += ["d/Sub0001_Ses1_Scan_01_ANAT1.NII.gz", "e/imagesTr/BRATS_001.NII.GZ", "e/labelsTr/BRATS_001.nii.gz"]
+    names += ["f/10005Q_INSP_STD_NJC_COPD.NII.GZ", "g/LIDC-IDRI-0001/1.2/CT_1/1.DCM"]
+    names += ["h/BraTS19_A_1_1/BraTS19_A_1_1_t1.NII.GZ", "h/BraTS19_A_1_1/BraTS19_A_1_1_SEG.nii"]
+    touch(tmp_path, *names, *(f"{hidden}/{name}" for name in names for hidden in ("__MACOSX", ".trash", "x/.git")))
+    touch(tmp_path, *(str(Path(name).with_name(f"._{Path(name).name}")) for name in names))
+    frame = recognise(tmp_path).table
+    assert sorted(frame["dataset"]) == sorted(set(LAYOUTS) - {"brats2020"})
+    cells = {cell.split("#")[0] for cell in frame[["t1", "seg", "ct"]].to_numpy().ravel()} - {""}
+    assert cells == {*names} - {"g/LIDC-IDRI-0001/1.2/CT_1/1.DCM"} | {"g/LIDC-IDRI-0001/1.2/CT_1"}
+
+
+def test_a_loop_of_links_and_two_links_to_one_folder(tmp_path):
+    touch(tmp_path / "real", "IXI012-HH-1211-T1.nii.gz")
+    data = tmp_path / "data"
+    data.mkdir()
+    for link, to in (("a", tmp_path / "real"), ("b", tmp_path / "real"), ("loop", data), ("up", tmp_path)):
+        os.symlink(to, data / link)
+    assert recognise(data).table["t1"].tolist() == ["a/IXI012-HH-1211-T1.nii.gz"]
+
+
+def test_gsp_takes_the_first_of_several_scans_and_says_so(tmp_path, capsys):
+    touch(tmp_path, *(f"Sub0001_Ses1/Sub0001_Ses1_Scan_{s}_ANAT1.nii.gz" for s in ("10", "02")))
+    assert find("gsp", tmp_path).table["t1"].tolist() == ["Sub0001_Ses1/Sub0001_Ses1_Scan_02_ANAT1.nii.gz"]
+    assert "1 subjects, such as Sub0001, have several scans" in capsys.readouterr().out
+
+
+def test_lidc_as_the_client_of_tcia_lays_it_out(tmp_path):
+    for person, modality, slices in (("0001", "CT", 3), ("0001", "DX", 1), ("0002", "CT", 2), ("0003", "DX", 1)):
+        folder = tmp_path / f"LIDC-IDRI-{person}" / "01-01-2000-NA-NA-30178" / f"300056{slices}.000000-NA-03192"
+        lookalike.dicom(folder, np.zeros((4, 4, slices)), np.diag([-1.0, -1, 2, 1]), person, "1.2", modality)
+        touch(folder, "069.xml", "LICENSE")
+    for path in list((tmp_path / "LIDC-IDRI-0002").rglob("*.dcm")):
+        path.rename(path.with_suffix(""))  # as some viewers export
+    frame = find("lidc", tmp_path).table
+    assert frame["subject"].tolist() == ["LIDC-IDRI-0001", "LIDC-IDRI-0002"]
+    assert frame["ct"].str.endswith(("3000563.000000-NA-03192", "3000562.000000-NA-03192")).all()
+
+
+# the table of COPDGene ----------------------------------------------------------------------------------------------------
+
+
+def copdgene(root, **tables):
+    touch(root, "10005Q/10005Q_INSP_STD_NJC_COPD.nii.gz", "10006R/10006R_INSP_STD_UIA_COPD.nii.gz")
+    for name, text in tables.items():
+        (root / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return find("copdgene", root).table.set_index("subject")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sid,FEV1pp_utah,FEV1_FVC_utah\n10005Q,55.2,0.5\n10006R,NA,\n",
+        '"","sid","FEV1pp_utah","FEV1_FVC_utah"\n"1","10005Q",55.2,0.5\n"2","10006R",NA,NA\n',
+        "\ufeffsid;FEV1pp_utah;FEV1_FVC_utah\n10005Q;55,2;0,5\n10006R;;\n",
+        "SID\tfev1pp_utah\tfev1_fvc_utah\n10005q\t55.2\t0.5\n10006R\t.\t.\n",
+        "# dbGaP\n##\tphv1\tphv2\tphv3\ndbGaP_Subject_ID\tSUBJECT_ID\tFEV1pp_utah\tFEV1_FVC_utah\n1\t10005Q\t55.2\t0.5\n",
+        "sid,visitnum,FEV1pp_utah,FEV1_FVC_utah\n10005Q,2,40,0.4\n10005Q,1,55.2,0.5\n10006R,2,80,0.8\n",
+        "sid,FEV1pp_utah,FEV1_FVC_utah\n10005Q,55.2,0.5\n10005Q,55.20,0.5\n",  # one row twice, alike
+        "sid,FEV1pp_utah_P1,FEV1_FVC_utah_P1,FEV1pp_utah_P2\n10005Q,55.2,0.5,40\n",
+    ],
+)
+def test_copdgene_reads_its_table_whoever_wrote_it(tmp_path, text):
+    frame = copdgene(tmp_path, a__txt=text, README__txt='see "sid", and \'others\n')
+    assert frame.loc["10005Q", ["fev1pp", "fev1_fvc"]].tolist() == [55.2, 0.5]
+    assert frame.loc["10006R", ["fev1pp", "fev1_fvc"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    "tables, words",
+    [
+        (dict(a__csv="sid,FEV1pp_utah\n10005Q,high\n"), ["a.csv", "'FEV1pp_utah', line 2: 'high' is no number"]),
+        (dict(a__csv='sid,FEV1pp_utah\n10005Q,"55\n'), ["a.csv", "line 2", "close every quote"]),
+        (
+            dict(a__csv="sid,FEV1pp_utah\n10005Q,55\n10005Q,56\n"),
+            ["a.csv and", "subject 10005q has fev1pp 55 in one row and 56 in another"],
+        ),
+        (
+            dict(a__csv="sid,FEV1pp_utah\n10005Q,55\n", b__txt="sid\tFEV1pp_utah\n10005Q\t56\n"),
+            ["a.csv and", "b.txt: subject 10005q", "55", "56"],
+        ),
+    ],
+)
+def test_copdgene_tables_that_are_wrong_or_disagree(tmp_path, tables, words):
+    with pytest.raises(DataError) as caught:
+        copdgene(tmp_path, **tables)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_what_is_not_found_in_a_table_is_said(tmp_path, capsys):
+    copdgene(tmp_path, a__csv="subject,FEV1\n10005Q,55\n")
+    assert "2 of 2 subjects, such as 10005Q, have no spirometry in a table: none here has a column sid" in (
+        capsys.readouterr().out
+    )
+    copdgene(tmp_path, b__csv="sid,FEV1\n10005Q,55\n")
+    printed = capsys.readouterr().out
+    assert "b.csv: has no column FEV1pp_utah; its columns are 'sid', 'FEV1'" in printed
 
 
 # 4D files -----------------------------------------------------------------------------------------------------------------
