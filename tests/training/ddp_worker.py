@@ -1,4 +1,4 @@
-"""Run by test_pix2pix in two processes: four steps of DDP training on the CPU, weights of rank 0 to a file."""
+"""Run by test_pix2pix in two processes: four steps of DDP training on the CPU with each loss, weights of rank 0 to files."""
 
 import sys
 from dataclasses import replace
@@ -12,20 +12,18 @@ from medsynth_lib.training import loop
 from medsynth_lib.training.pix2pix import Pix2Pix
 
 
-def main(folder, loss):
+def main(folder):
     fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
     fabric.launch()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    algorithm = Pix2Pix(replace(SETTINGS, loss=loss, spatial=0.0, intensity=0.0))
-    loop.fit(
-        algorithm, Volumes(6, 1, 24), Volumes(1, 2, 24), folder, steps=4, batch_size=1, validate_every=4, fabric=fabric
-    )
-    if fabric.global_rank == 0:
-        save_file(
-            {k: v.contiguous() for k, v in algorithm.networks["generator"].state_dict().items()},
-            f"{folder}/ddp.safetensors",
-        )
+    for loss in ("l1", "gan"):
+        torch.manual_seed(0)
+        algorithm = Pix2Pix(replace(SETTINGS, loss=loss, spatial=0.0, intensity=0.0))
+        sides = Volumes(6, 1, 24), Volumes(1, 2, 24)
+        loop.fit(algorithm, *sides, f"{folder}/{loss}", steps=4, batch_size=1, validate_every=4, fabric=fabric)
+        if fabric.global_rank == 0:
+            weights = algorithm.networks["generator"].state_dict()
+            save_file({k: v.contiguous() for k, v in weights.items()}, f"{folder}/{loss}.safetensors")
 
 
 if __name__ == "__main__":

@@ -528,24 +528,30 @@ def test_fabric_gives_the_same_weights(tmp_path):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
 
-@pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["l1", "gan"])
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss):
-    """DDP averages gradients, and the processes share an epoch: 2 x batch 1 is 1 x batch 2, up to float32 summation."""
+@pytest.fixture(scope="module")
+def trained_by_two_processes(tmp_path_factory):
+    """A folder with l1.safetensors and gan.safetensors."""
     import subprocess
     import sys
 
-    from safetensors.torch import load_file
-
-    command = [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(tmp_path / "ddp"), loss]
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["l1", "gan"])
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, loss, trained_by_two_processes):
+    """DDP averages gradients, and the processes share an epoch: 2 x batch 1 is 1 x batch 2, up to float32 summation."""
+    from safetensors.torch import load_file
+
     torch.manual_seed(0)
     one = Pix2Pix(replace(SETTINGS, loss=loss, spatial=0.0, intensity=0.0))
     loop.fit(one, Volumes(6, 1, 24), Volumes(1, 2, 24), tmp_path / "one", steps=4, batch_size=2, validate_every=4)
     other = Generator(width=4)
-    other.load_state_dict(load_file(tmp_path / "ddp" / "ddp.safetensors"))
+    other.load_state_dict(load_file(trained_by_two_processes / f"{loss}.safetensors"))
     # outputs, not weights: biases before an instance norm have no gradient but rounding, which Adam turns into steps
     x = Volumes(1, 3, 24)[0]["x"][None]
     difference = (other(x) - one.networks["generator"](x)).abs()
