@@ -201,7 +201,7 @@ class Lesson09Settings(VolumeData):
     hagan: HAGANSettings = RepairedJointHAGANSettings(
         size=64, latent=64, c=8, fraction=0.25, lam=10.0, discriminator_rate=2.0, average=0.999, lean=True,
         channels_last=True, learning_rate=5e-4, constant_until=0.6, decay_until=1.0, final_learning_rate=1e-5,
-        steps=8000, batch_size=8, validate_every=250, kl_weight=0.004, recovery_first=0.3, beta_1=0.0,
+        steps=3000, batch_size=4, validate_every=250, kl_weight=0.004, recovery_first=0.3, beta_1=0.0,
         encoder_rate=0.25,
     )  # fmt: skip
     rival_width: int = 16  # channels of a rival's finest layer: the published 64, as HA-GAN's c, divided by four
