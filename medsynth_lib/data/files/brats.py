@@ -48,7 +48,10 @@ def find_cases(folder: Path | str) -> Manifest:
 
 
 def _case_folders(folder: Path) -> dict[Path, list[Path]]:
-    """The folders of cases and their images. A folder that only holds the case's folder once more is none."""
+    """The folders of cases, and their images.
+
+    A folder that only holds the case's folder once more is none.
+    """
     found = {}
     for root, names in walk(folder):
         if CASE_FOLDER.fullmatch(root.name):
@@ -58,7 +61,9 @@ def _case_folders(folder: Path) -> dict[Path, list[Path]]:
 
 
 def _name_mapping(folder: Path, needed: bool) -> Names:
-    """What every name_mapping*.csv says: those of 2020 about their cases' names of 2019, those of 2019 about grades.
+    """What every name_mapping*.csv says.
+
+    Those of 2020 give their cases' names of 2019 and grades, those of 2019 grades.
 
     Args:
         folder: where to look.

@@ -19,9 +19,10 @@ Known = dict[str, dict[str, float]]  # subject -> quantity -> value
 
 
 def spirometry(folder: Path, paths: list[Path], scanned: set[str]) -> Known:
-    """Read FEV1pp (percent of predicted) and FEV1/FVC of scanned subjects, from the tables with a column sid.
+    """Read the spirometry of scanned subjects from the tables with a column sid.
 
-    Of a table with a row a visit, the first visit counts. What is not found is said in a line.
+    FEV1pp is in percent of predicted, FEV1/FVC a ratio. Of a table with a row a visit, the first visit counts. What is not
+    found is said in a line.
 
     Args:
         folder: what lines name.

@@ -98,7 +98,7 @@ def listed_files(folder: Path) -> list[Path]:
 
 
 def not_read(folder: Path, files: list[Path]) -> str | None:
-    """Say which scans have the names of a data set that needs a manifest, and what it must say; None for none."""
+    """Say which scans need a manifest by their names, and what it must hold; None for none."""
     for pattern, reason in NEED_A_MANIFEST.items():
         paths = [path for path in files if path.name.lower().endswith(NIFTI) and re.fullmatch(pattern, stem(path))]
         if paths:
@@ -107,7 +107,7 @@ def not_read(folder: Path, files: list[Path]) -> str | None:
 
 
 def with_labels_counted(manifest: Manifest) -> Manifest:
-    """Return a manifest, after a line for each data set some of whose scans have labels and some have none."""
+    """Return a manifest, after a line for each data set that lacks some labels."""
     for name, part in manifest.table.groupby("dataset", sort=False):
         lacking = part.loc[part["seg"] == "", "subject"]
         if 0 < len(lacking) and (len(lacking) < len(part) or name in LABELLED):
@@ -255,10 +255,10 @@ def copdgene(folder: Path, files: list[Path]) -> Table:
 
 
 def lidc(folder: Path, files: list[Path]) -> Table:
-    """List LIDC-IDRI: LIDC-IDRI-0001/<study>/<series>/*.dcm, as idc-index or the client of TCIA lays it out.
+    """List LIDC-IDRI: LIDC-IDRI-0001/<study>/<series>/*.dcm.
 
-    Of several CT series of a patient the largest is taken. A series whose folder is not named CT_... is CT where the header
-    of its first file says so.
+    This is how idc-index and the client of TCIA lay it out. Of several CT series of a patient the largest is taken. A series
+    whose folder is not named CT_... is CT where the header of its first file says so.
     """
     series: dict[str, dict[Path, list[Path]]] = {}
     for path in files:
@@ -274,7 +274,7 @@ def lidc(folder: Path, files: list[Path]) -> Table:
 
 
 def is_ct(series: Path, first: Path) -> bool:
-    """Return whether a folder holds a CT series: by its name, or by the header of its first file.
+    """Return whether a folder holds a CT series, by its name or its first file's header.
 
     A file that cannot be read counts as CT, so that its reader says what is wrong.
     """

@@ -111,10 +111,11 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path | str) -> "Manifest":
-        """Read a manifest, a table as in `tables.read_table`; text columns keep their zeros and are "" where empty.
+        """Read a manifest: a table as `tables.read_table` accepts it.
 
-        Known columns may be written in any case ("FLAIR"). A cell of a file, a split or a grade that says "NA" or the like
-        is empty. A column of images under another name is not used, and a printed line says so.
+        Text columns keep their zeros and are "" where empty. Known columns may be written in any case ("FLAIR"). A cell of a
+        file, a split or a grade that says "NA" or the like is empty. A column of images under another name is not used, and
+        a printed line says so.
 
         Args:
             path: the CSV; its folder becomes `root`.
@@ -260,7 +261,10 @@ def require_unique_scans(manifest: Manifest) -> None:
 
 
 def require_one_spelling(manifest: Manifest) -> None:
-    """Raise DataError where two subjects, or two sites, differ in case, spaces, "_", "-", "." or leading zeros alone."""
+    """Raise DataError where two subjects, or two sites, are one name in two spellings.
+
+    Two spellings differ in case, spaces, "_", "-", "." or leading zeros alone.
+    """
     for column in ("subject", "site"):
         first: dict[str, str] = {}
         for name in manifest.table[column].astype(str).unique():

@@ -56,9 +56,9 @@ def read_table(path: Path | str, only: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def names_column(path: Path | str, names: Sequence[str]) -> bool:
-    """Return whether the first line of a text file, after comments, has one of several names between separators.
+    """Return whether the first line of a text file has one of several names.
 
-    It tells a table from other texts. Files that are no text have none.
+    Comments before it do not count. It tells a table from other texts. Files that are no text have none.
     """
     wanted = {name.casefold() for name in names}
     try:
@@ -98,14 +98,14 @@ def find_column(table: pd.DataFrame, names: Sequence[str], path: Path | str, req
 
 
 def listed(table: pd.DataFrame) -> str:
-    """Return the names of a table's columns as text, the first twelve of many; those that were not kept, too."""
+    """Return the names of all columns as text, the first twelve of many."""
     found = table.attrs.get("names", list(table.columns))
     names = ", ".join(map(repr, found[:12]))
     return names + (f", ... ({len(found)} in all)" if len(found) > 12 else "")
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell says that a value is not known: "", "NA", "n/a", "Not Available", and so on."""
+    """Return whether a cell says that a value is missing: "", "NA", "n/a" and so on."""
     return cell.strip().casefold() in MISSING
 
 
@@ -137,7 +137,7 @@ def numbers(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
 
 
 def typed(table: pd.DataFrame, column: str, path: Path | str) -> pd.Series:
-    """Return a column as integers, floats or booleans where all its known cells are that; else as text.
+    """Return a column as integers, floats or booleans where its cells are that; else as text.
 
     Raises:
         DataError: for a column of numbers whose commas can be read in two ways.
@@ -197,7 +197,7 @@ def _unmarked(raw: bytes, path: Path) -> str:
 
 
 def _rows(text: str, separator: str, path: Path) -> Rows:
-    """Yield the lines from the names on that hold something, with their numbers, counted where a line begins.
+    """Yield the lines from the names on that hold something, with their numbers.
 
     Of names that begin with "#", as in "#sid", the mark goes.
     """
@@ -221,7 +221,10 @@ def _rows(text: str, separator: str, path: Path) -> Rows:
 
 
 def _separator(text: str, path: Path) -> str:
-    """The separator that splits the names into most cells, of those that fit the first rows; a comma where none splits."""
+    """The separator that splits the names into most cells, of those that fit the first rows.
+
+    It is a comma where none splits.
+    """
     ranked = []
     for order, separator in enumerate(SEPARATORS):
         try:
