@@ -17,7 +17,7 @@ export PROFILE ONLY OUT JOBS DATA_DIR REFERENCE
 BIN     := .venv/bin
 TESTS   := OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help run check test rooms fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size clean
+.PHONY: help run check test matrix rooms fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,7 +25,8 @@ help:
 	@echo 'make lab      open JupyterLab on notebooks/ (copies without solutions: make student, then build/student)'
 	@echo 'make check    before a commit: lint, format, types, architecture, fast tests (60 s)'
 	@echo 'make test     all tests, then every notebook in profile quick'
-	@echo 'make fuzz     10,000 damaged headers, manifests, archives, YAML files and names (a few hundred are part of make test)'
+	@echo 'make fuzz     100,000 damaged images, series, folders, manifests, archives and names (some hundreds are part of make test)'
+	@echo 'make matrix   every lesson on a look-alike of every supported data set: hours (make test runs two sets)'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
 	@echo 'make rooms    write the table of rooms and arrows into CONTRIBUTING.md'
@@ -63,7 +64,10 @@ test: .venv/stamp
 	@echo 'tests passed; results of the notebooks: build/nbval'
 
 fuzz: .venv/stamp
-	MEDSYNTH_FUZZ=thorough $(BIN)/python -m pytest --timeout=1800 -s tests/test_fuzz.py
+	MEDSYNTH_FUZZ=thorough $(BIN)/python -m pytest --timeout=10000 -s tests/test_fuzz.py
+
+matrix: .venv/stamp
+	MEDSYNTH_MATRIX=full $(BIN)/python -m pytest --timeout=7200 tests/course/test_notebook_cells.py
 
 lab: .venv/stamp
 	$(BIN)/jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks

@@ -1,19 +1,22 @@
 """Damaged and hostile input: every reader gives a valid result or one DataError; never a crash, a hang or a write elsewhere.
 
-`make fuzz` runs more than 10,000 cases; a few hundred, always the same ones, are part of `make test`.
+`make fuzz` runs more than 100,000 cases; some hundreds, always the same ones, are part of `make test`.
 """
 
 import gzip
 import io
 import os
 import re
+import shutil
 import tarfile
 import warnings
 import zipfile
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 import yaml
@@ -21,12 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from data_download import registry
+from data_download import lookalike, registry
 from data_download.archive import unpack
 from medsynth_lib.data.files import layouts
 from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.files.paths import split_volume
 from medsynth_lib.data.preparation.contract import Contract
+from medsynth_lib.data.preparation.dicom import read_series
 from medsynth_lib.files import DataError
 from medsynth_lib.settings import load_settings
 from medsynth_lib.training.checkpoint import load_checkpoint
@@ -35,10 +40,10 @@ THOROUGH = os.environ.get("MEDSYNTH_FUZZ") == "thorough"
 CASES = {"count": 0}
 
 
-def fuzz(share=1.0):
+def fuzz(share=1.0, usual=None):
     """Settings of one target: its share of 2,000 cases when thorough, of 60 otherwise; each case has 10 s at most."""
     return settings(
-        max_examples=int(share * (2000 if THOROUGH else 60)),
+        max_examples=int(share * 2000) if THOROUGH else usual or int(share * 60),
         derandomize=not THOROUGH,
         database=None,
         deadline=10_000,
@@ -394,8 +399,261 @@ def test_written_volumes(sandbox):
     run()
 
 
+# -- flipped bits, in files that a scanner or a disk might leave -----------------------------------------------------------
+
+
+def flipped(data, bits):
+    """Bytes with single bits turned: positions count bits."""
+    data = bytearray(data)
+    for bit in bits:
+        data[bit // 8 % len(data)] ^= 1 << bit % 8
+    return bytes(data)
+
+
+VOXELS = np.arange(60, dtype=np.float32).reshape(3, 4, 5) + 1
+flips = st.lists(st.integers(0, 10**6), min_size=1, max_size=3, unique=True)
+
+
+def test_flipped_bits_of_packed_images(sandbox):
+    """gzip has a checksum: whatever bit is turned, the voxels are the right ones or the file is refused."""
+    packed, path = gzip.compress(NIFTI, 6, mtime=0), sandbox / "scan.nii.gz"
+
+    @fuzz(20, usual=150)
+    @given(flips)
+    def run(bits):
+        path.write_bytes(flipped(packed, bits))
+        volume = attempt(read_volume, path)
+        require_volume(volume)
+        assert volume is None or np.array_equal(volume[0].numpy(), VOXELS)
+
+    run()
+
+
+def test_flipped_bits_of_plain_images(sandbox):
+    """Without a checksum a bit turned among the voxels changes its voxel, and no other."""
+    path, body = sandbox / "scan.nii", 352 * 8
+
+    @fuzz(15, usual=150)
+    @given(flips)
+    def run(bits):
+        path.write_bytes(flipped(NIFTI, bits))
+        volume = attempt(read_volume, path)
+        require_volume(volume)
+        if volume is not None and all(bit % (8 * len(NIFTI)) >= body for bit in bits):
+            touched = {(bit % (8 * len(NIFTI)) - body) // 16 for bit in bits}
+            changed = np.flatnonzero(volume[0].numpy().ravel("F") != VOXELS.ravel("F"))
+            assert set(changed) <= touched and volume.shape == (1, 3, 4, 5)
+
+    run()
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """The files of a small CT series, and its volume in HU."""
+    folder, rng = tmp_path_factory.mktemp("dicom") / "CT", np.random.default_rng(0)
+    hu = rng.integers(-1000, 1000, (6, 7, 5)).astype(float)
+    lookalike.dicom(folder, hu, np.diag([-1.0, -1, 2, 1]), "LIDC-IDRI-0001", "1.2.3", "CT")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}, read_series(folder)[0]
+
+
+@pytest.mark.slow
+def test_flipped_bits_of_dicom_series(sandbox, series):
+    """A bit among the pixels changes its slice, and no other; elsewhere the series is refused or is a sound volume."""
+    files, whole = series
+    pixels = 6 * 7 * 2
+
+    @fuzz(7, usual=60)
+    @given(st.sampled_from(sorted(files)), flips, st.booleans())
+    def run(name, bits, inside):
+        size = len(files[name])
+        bits = [8 * (size - pixels) + bit % (8 * pixels) if inside else bit for bit in bits]
+        for each, content in files.items():
+            (sandbox / each).write_bytes(flipped(content, bits) if each == name else content)
+        found = attempt(read_series, sandbox)
+        if found is None:
+            return
+        hu, affine = found
+        assert np.isfinite(hu).all() and np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 1e-9
+        if inside:
+            assert hu.shape == whole.shape and len({k for *_, k in np.argwhere(hu != whole)}) <= 1
+
+    run()
+
+
+# -- folders in which files were renamed, removed, doubled, swapped or hidden -----------------------------------------------
+
+
+def named_file(path, *_, **__):
+    """Stands for a writer of images: each file holds its own name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(str(path).encode())
+
+
+def named_series(folder, hu, affine, person, study, modality):
+    series = f"{study}.{1 if modality == 'CT' else 2}"
+    for k in range(3):
+        pydicom_file(folder / f"{k:04d}.dcm", series, person, modality)
+
+
+def pydicom_file(path, series, person, modality):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = pydicom.Dataset()
+    data.SeriesInstanceUID, data.PatientID, data.Modality = series, person, modality
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
+        "1.2.840.10008.5.1.4.1.1.2",
+        series,
+    )
+    data.save_as(path, enforce_file_format=True)
+
+
+@pytest.fixture(scope="module")
+def layout_folders(tmp_path_factory):
+    """A folder of names for every published layout: no image in it, for layouts are read from names."""
+    blank = np.ones((2, 2, 2))
+    truth = dict(fev1pp=90.0, fev1_fvc=0.7)
+    names = dict(
+        save=named_file, dicom=named_series, on_grid=lambda *_, **__: blank,
+        stripped=lambda seed, site, contrasts: dict.fromkeys((*contrasts, "seg"), blank),
+        head=lambda seed, site, contrasts, **_: (dict.fromkeys(contrasts, blank), np.eye(4)),
+        chest=lambda seed: (np.ones((2, 2, 3)), np.eye(4), truth),
+    )  # fmt: skip
+    top, folders = tmp_path_factory.mktemp("layouts"), {}
+    with mock.patch.multiple(lookalike, **names):
+        for name in lookalike.WRITERS:
+            folders[name] = lookalike.write(name, top / name)
+    return folders
+
+
+def contents(folder, manifest):
+    """What every cell of a manifest names: (subject, site, modality) -> the bytes of the file, or the files of a series."""
+    found = {}
+    for scan in manifest.scans():
+        for modality in layouts.MODALITIES:
+            if scan.has(modality):
+                path, number = split_volume(scan.path(modality))
+                files = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
+                files = [file for file in files if file.is_file()]
+                found[scan["subject"], scan["site"], modality] = number, [file.read_bytes() for file in files]
+    return found
+
+
+def rename(path, other, text):
+    path.rename(path.with_name(text + path.name))
+    return {path}
+
+
+def remove(path, other, text):
+    path.unlink()
+    return {path}
+
+
+def double(path, other, text):
+    """A second file of the same name, in a folder of its own, which holds something else."""
+    copy = path.parent / ("copy" + text) / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(b"another image")
+    return set()
+
+
+def swap(path, other, text):
+    first, second = path.read_bytes(), other.read_bytes()
+    path.write_bytes(second)
+    other.write_bytes(first)
+    return {path, other}
+
+
+def hide(path, other, text):
+    """Leftovers of other systems: they must not count."""
+    for place in (path.parent / f".trash{text}", path.parent / "__MACOSX", path.parent / ".ipynb_checkpoints"):
+        place.mkdir(exist_ok=True)
+        (place / path.name).write_bytes(b"hidden")
+    (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    return set()
+
+
+def shout(path, other, text):
+    path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ").replace(".dcm", ".DCM")))
+    return {path}
+
+
+def replaced_by_folder(path, other, text):
+    path.unlink()
+    path.mkdir()
+    return {path}
+
+
+def moved(path, other, text):
+    """Into another folder, as somebody who tidies up might."""
+    place = path.parent.parent / ("moved" + text)
+    place.mkdir(exist_ok=True)
+    path.rename(place / path.name)
+    return {path}
+
+
+def rename_folder(path, other, text):
+    mine = {p for p in path.parent.rglob("*") if p.is_file()}
+    path.parent.rename(path.parent.with_name(path.parent.name + text + "x"))
+    return mine
+
+
+MUTATIONS = [rename, remove, double, swap, hide, shout, replaced_by_folder, moved, rename_folder]
+
+
+def mutate(folder, mutation, at, to, text):
+    """Change a folder; return the files whose cells may differ from then on."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        return set()
+    path, other = files[at % len(files)], files[to % len(files)]
+    if mutation is rename_folder and path.parent == folder:
+        return set()
+    try:
+        return mutation(path, other, text)
+    except OSError:  # a name too long, or taken
+        return {path, other}
+
+
+@pytest.mark.slow
+def test_folders_that_somebody_tidied(sandbox, layout_folders):
+    """Whatever happens to some files, each other image stays the image of its subject, or the folder is refused."""
+    serial = iter(range(10**9))
+    sound = {name: contents(folder, layouts.recognise(folder)) for name, folder in layout_folders.items()}
+
+    @fuzz(15, usual=60)
+    @given(
+        st.sampled_from(sorted(layout_folders)),
+        st.lists(st.tuples(st.sampled_from(MUTATIONS), st.integers(0, 999), st.integers(0, 999),
+                           st.sampled_from(["", "x", "2 ", "é", "#", "Ses2_"])), min_size=1, max_size=3),
+    )  # fmt: skip
+    def run(name, mutations):
+        folder = sandbox / str(next(serial))
+        shutil.copytree(layout_folders[name], folder)
+        touched = {p for mutation in mutations for p in mutate(folder, *mutation)}
+        spoilt = {p.relative_to(folder).as_posix() for p in touched}
+        manifest = attempt(layouts.recognise, folder)
+        if manifest is not None:
+            require_same_images(name, contents(folder, manifest), sound[name], layout_folders[name], spoilt)
+        shutil.rmtree(folder)
+
+    run()
+
+
+def require_same_images(name, found, sound, original, spoilt):
+    """Cells whose files nobody touched hold what they held; no cell holds what lay hidden."""
+    lost = {(original / path).read_bytes() for path in spoilt if (original / path).is_file()}
+    for key, (number, files) in found.items():
+        assert b"hidden" not in files
+        before = sound.get(key)
+        if before is None or set(before[1]) & lost or b"another image" in files and key not in sound:
+            continue
+        if not set(files) & lost:
+            assert (number, files) == before, f"{name}: {key} is another image now"
+
+
 @pytest.mark.slow  # it counts the cases of slow tests, too
 def test_zz_enough_cases():
     """Runs last: the others counted."""
     print(f"\n{CASES['count']} cases")
-    assert CASES["count"] >= (10_000 if THOROUGH else 400)
+    assert CASES["count"] >= (100_000 if THOROUGH else 800)
