@@ -3,13 +3,15 @@
 import base64
 import copy
 import io
+import sys
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from medsynth_lib.files import atomic
+from medsynth_lib.course.student import read_notebook
+from medsynth_lib.files import DataError, atomic
 from medsynth_lib.settings import notebooks_folder
 
 LARGE = 60_000  # bytes of a picture
@@ -26,12 +28,12 @@ def commit_outputs(executed: Path, target: Path) -> None:
         executed: the notebook that papermill wrote.
         target: the course's notebook, which is replaced.
 
-    Raises: ValueError where a cell failed or the code is not the target's.
+    Raises: DataError where a notebook cannot be read, a cell failed or the code is not the target's.
     """
-    book, original = nbformat.read(executed, as_version=4), nbformat.read(target, as_version=4)
+    book, original = (read_notebook(path) for path in (executed, target))
     book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in book.cells] != [cell.source for cell in original.cells]:
-        raise ValueError(f"{executed} was run from another version of {target.name}; run it again.")
+        raise DataError(f"{executed} was run from another version of {target.name}; run it again.")
     book.metadata = original.metadata
     for cell, before in zip(book.cells, original.cells, strict=True):
         cell.metadata = before.metadata
@@ -55,7 +57,7 @@ def _small_enough(book: NotebookNode) -> str:
 def _tidy(output: NotebookNode, count: int, executed: Path) -> None:
     """Number an output as its cell; refuse an error."""
     if output.output_type == "error":
-        raise ValueError(f"{executed}: cell [{count}] failed; commit a run that is whole.")
+        raise DataError(f"{executed}: cell [{count}] failed; commit a run that is whole.")
     if "execution_count" in output:
         output.execution_count = count
 
@@ -80,8 +82,12 @@ def _palette(png: str, colours: int) -> str:
 
 
 def commit_run(out: str | Path) -> int:
-    """Write the outputs of a run into the course's notebooks; return the exit status, 0."""
-    for executed in sorted(Path(out).glob("[0-9][0-9]_*.ipynb")):
+    """Write the outputs of a run into the course's notebooks; return the exit status, 2 where there are none."""
+    found = sorted(Path(out).glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        print(f"{out} holds no executed notebook; give the folder of a run.", file=sys.stderr)
+        return 2
+    for executed in found:
         commit_outputs(executed, notebooks_folder() / executed.name)
         print(f"outputs of {executed.name} are in the notebook")
     return 0

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from medsynth_lib.course.results import show
+from medsynth_lib.course.results import read_json, show
 from medsynth_lib.files import atomic
 from medsynth_lib.settings import notebooks_folder
 
@@ -129,7 +128,7 @@ def write_report(out: str | Path, notebooks: Path | None = None) -> Path:
     Returns: the path of index.html.
     """
     out = Path(out)
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(out / "summary.json", "profile", "started", "versions", "notebooks")
     exporter = PageExporter()
     cards = [_card(out, row, exporter, notebooks or notebooks_folder()) for row in summary["notebooks"]]
     with atomic(out / "index.html") as temporary:
@@ -173,7 +172,7 @@ def _card(out: Path, row: dict, exporter: HTMLExporter, pictures: Path) -> str:
 
 
 def _results(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"results": [], "caption": ""}
+    return read_json(path, "results", "caption") if path.is_file() else {"results": [], "caption": ""}
 
 
 def _figure(path: Path, caption: str) -> str:

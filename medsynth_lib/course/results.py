@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsynth_lib.files import atomic
+from medsynth_lib.files import DataError, atomic
 from medsynth_lib.settings import REPO
 
 if TYPE_CHECKING:  # both take seconds to import, and the command line does without
@@ -87,6 +87,25 @@ def show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def read_json(path: str | Path, *names: str) -> dict[str, Any]:
+    """Read a JSON file of a run.
+
+    Args:
+        path: the file.
+        names: what it must hold.
+
+    Raises: DataError for a file that is not of a run.
+    """
+    try:
+        data = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); run the notebook again.") from error
+    missing = [name for name in names if not isinstance(data, dict) or name not in data]
+    if missing:
+        raise DataError(f"{path}: holds no {', '.join(missing)}, so no run wrote it; give the folder of a run.")
+    return data
+
+
 def compare(results_json: str | Path, reference_json: str | Path) -> list[str]:
     """Hold a results.json against reference values.
 
@@ -97,8 +116,8 @@ def compare(results_json: str | Path, reference_json: str | Path) -> list[str]:
 
     Returns: one sentence for each result that is missing or out of tolerance.
     """
-    results = {row["name"]: row["value"] for row in json.loads(Path(results_json).read_text("utf-8"))["results"]}
-    references = json.loads(Path(reference_json).read_text("utf-8"))
+    results = {row["name"]: row["value"] for row in read_json(results_json, "results")["results"]}
+    references = read_json(reference_json)
     return [text for name, reference in references.items() for text in _violation(name, results, reference)]
 
 
@@ -128,7 +147,7 @@ def compare_run(out: str | Path) -> int:
         return 2
     violations = []
     for path in found:
-        number, profile = path.parent.name, json.loads(path.read_text("utf-8"))["profile"]
+        number, profile = path.parent.name, read_json(path, "profile")["profile"]
         reference = REPO / "tests" / "reference" / f"{number}-{profile}.json"
         if reference.is_file():
             violations += [f"{number}: {each}" for each in compare(path, reference)]

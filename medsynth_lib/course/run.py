@@ -15,12 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import psutil
 
 from medsynth_lib.course.report import write_report
-from medsynth_lib.course.student import require_apart
-from medsynth_lib.files import atomic, full_path, reserved
+from medsynth_lib.course.student import read_notebook, require_apart
+from medsynth_lib.files import DataError, atomic, full_path, reserved
 from medsynth_lib.settings import BASE, notebooks_folder
 
 PACKAGES = ("medsynth", "torch", "monai", "numpy", "lightning-fabric", "papermill")
@@ -267,7 +266,7 @@ def _end(process: psutil.Process) -> None:
 def _unknown_parameters(path: Path, parameters: dict[str, str]) -> str | None:
     """A sentence where the parameters cell lacks a name; papermill would only warn."""
     try:
-        cells = nbformat.read(path, as_version=4).cells
+        cells = read_notebook(path).cells
         tagged = [ast.parse(cell.source) for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     except (ValueError, SyntaxError) as error:
         return f"{path.name} cannot be read ({error}); restore it from git."
@@ -281,8 +280,8 @@ def _unknown_parameters(path: Path, parameters: dict[str, str]) -> str | None:
 def _outcome(executed: Path, log: Path, status: str) -> tuple[str | None, str | None]:
     """Name of the executed notebook (None: unreadable), and the end of the error."""
     try:
-        cells = nbformat.read(executed, as_version=4).cells
-    except (OSError, ValueError):  # stopped before or while it was written
+        cells = read_notebook(executed).cells
+    except DataError:  # stopped before or while it was written
         cells = None
     error = None
     if status != "ok":

@@ -3,14 +3,24 @@
 from pathlib import Path
 
 import nbformat
+from nbformat import NotebookNode
 
 from medsynth_lib.files import DataError, atomic, full_path
 from medsynth_lib.settings import notebooks_folder
 
 
+def read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook. Raises DataError where there is none that can be read."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: is no notebook that can be read ({reason}); restore it, or take it away.") from error
+
+
 def student_copy(notebook: Path, copy: Path) -> None:
     """Write a notebook without cells tagged `solution`, outputs and execution counts."""
-    book = nbformat.read(notebook, as_version=4)
+    book = read_notebook(notebook)
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in book.cells:
         if cell.cell_type == "code":

@@ -481,3 +481,17 @@ def test_the_grammar_of_web_addresses_is_not_read():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False False\n"
     )
+
+
+def test_what_no_run_wrote_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "01").mkdir()
+    for command, name in {"report": "summary.json", "compare": "01/results.json", "outputs": "01_mine.ipynb"}.items():
+        for content in (b"", b"{", b"[]", b"{}", b'"x"', b"\xff\xfe"):
+            (tmp_path / name).write_bytes(content)
+            assert cli.main([command, str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and str(tmp_path / name) in error, (command, content)
+        (tmp_path / name).unlink()
+        assert cli.main([command, str(tmp_path)]) == 2
+        assert capsys.readouterr() != ("", "")
+    assert not list(tmp_path.glob("*.html"))
