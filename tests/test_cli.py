@@ -1,7 +1,10 @@
 """The command line: what its help says, how it refuses, and that the older paths lead to it."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +104,37 @@ def test_nothing_is_adapted_without_a_model(tmp_path, capsys):
     paths = ["--model", str(tmp_path / "none"), "--target", str(tmp_path), "--out", str(tmp_path / "out")]
     assert cli.main(["adapt", *paths]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+ODD = [
+    "build/{study}",
+    "/data/O'Brien",
+    "/d/$x/$$y/$(z",
+    'a "b" #2',
+    "`id` $(shell id) ; id",
+    "-a",
+    "~/x",
+    "b\\",
+    "\u00e9",
+]
+
+
+@pytest.mark.parametrize("by", ["word", "environment"])
+@pytest.mark.parametrize("odd", ODD)
+def test_make_passes_what_was_typed(tmp_path, odd, by):
+    """Neither make nor the shell reads what a user gives for a folder."""
+    shutil.copy(Path(__file__).parents[1] / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt", "requirements.lock", ".venv/stamp", ".venv/bin/medsynth"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(
+            '#!/bin/sh\nfor word in "$@"; do printf "[%s]" "$word"; done; printf "[%s]" "$DATA_DIR"\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    given = {"OUT": odd, "DATA_DIR": odd, "ONLY": "01"}
+    words = [f"{name}={value}" for name, value in given.items()] if by == "word" else []
+    known = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "JOBS", "REFERENCE", "MAKEFLAGS")}
+    environment = known | (given if by == "environment" else {})
+    done = subprocess.run(["make", "run", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == f"[run][--profile=quick][--only=01][--jobs=1][--out={odd}][--data-dir={odd}][{odd}]", (
+        done.stderr
+    )
