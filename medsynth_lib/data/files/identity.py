@@ -137,7 +137,7 @@ def _slice(path: Path) -> str | None:
     if not path.is_file() or is_hidden(path.name):
         return None
     try:
-        return _hash(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+        return _hash(sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO")))
     except RuntimeError:
         return None
 

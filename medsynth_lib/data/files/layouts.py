@@ -22,6 +22,7 @@ from medsynth_lib.data.files.tables import ENDINGS
 from medsynth_lib.files import DataError, say_once
 
 DICOM = (".dcm", ".ima", "")  # endings; "" is what many exports leave
+WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
 NO_DICOM = ("LICENSE", "README", "DICOMDIR", "VERSION")
 Table: TypeAlias = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 Scans: TypeAlias = dict[tuple[str, str], dict[str, Any]]  # (subject, site) -> modality -> path, or what else is known
@@ -32,14 +33,35 @@ def open_dataset(folder: Path | str) -> Manifest:
     """Return the manifest of a data folder: its manifest.csv, else what `recognise` finds.
 
     It has a column `dataset`.
+
+    Raises:
+        DataError: for a folder that is not there, two manifests, one that is a workbook or wrong, and for no scans.
     """
-    path = Path(folder) / "manifest.csv"
-    if not path.is_file():
+    path = manifest_in(folder)
+    if path is None:
         return recognise(folder)
     manifest = Manifest.read(path)
     absent = {column: "" for column in MODALITIES if column not in manifest.table}
-    named = {} if "dataset" in manifest.table else {"dataset": "own"}
-    return with_labels_counted(manifest.assign(**absent, **named))
+    named = manifest.table["dataset"].replace("", "own") if "dataset" in manifest.table else "own"
+    return with_labels_counted(manifest.assign(**absent, dataset=named))
+
+
+def manifest_in(folder: Path | str) -> Path | None:
+    """Return the manifest in a folder, manifest.csv or .tsv in any case; None for none.
+
+    Raises:
+        DataError: for a folder that is not there, for two manifests, and for a workbook.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that holds the scans or their manifest.csv.")
+    found = sorted(path for path in Path(folder).iterdir() if path.stem.lower() == "manifest" and path.is_file())
+    paths = [path for path in found if path.suffix.lower() in ENDINGS]
+    if len(paths) > 1:
+        raise DataError(f"{paths[0]} and {paths[1].name}: both are manifests; keep one of them.")
+    workbooks = [path for path in found if path.suffix.lower() in WORKBOOKS]
+    if workbooks and not paths:
+        raise DataError(f"{workbooks[0]}: is a workbook, not a text table; open it and save it as manifest.csv.")
+    return paths[0] if paths else None
 
 
 def recognise(folder: Path | str) -> Manifest:
@@ -55,6 +77,8 @@ def recognise(folder: Path | str) -> Manifest:
         DataError: where no layout fits, and for two files of one kind of a subject.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; check DATA_DIR.")
     files = listed_files(folder)
     found = [table for reader in LAYOUTS.values() if (table := reader(folder, files)) is not None]
     unread = not_read(folder, files)

@@ -131,6 +131,8 @@ class Manifest:
         text.columns = _known_names(text.columns, path)
         for column in text.columns.intersection(EMPTIED):
             text[column] = text[column].where(~text[column].map(is_missing), "")
+        for column in text.columns.intersection(MODALITIES):
+            text[column] = [_with_slashes(cell, path.parent) for cell in text[column]]
         table = pd.DataFrame({c: text[c] if c in TEXT else typed(text, c, path) for c in text.columns})
         table.index -= 2  # line 2 is row 0, as in a table that was made here
         require_identity(table, path)
@@ -202,6 +204,11 @@ class Manifest:
     def simulated(self) -> bool:
         """Whether the course's simulator made every scan."""
         return len(self) > 0 and all(scan.simulated for scan in self.scans())
+
+
+def _with_slashes(cell: str, root: Path) -> str:
+    """A path that Windows wrote, p1\\t1.nii, as p1/t1.nii; a name that really has a backslash stays."""
+    return cell if "\\" not in cell or (root / cell).exists() else cell.replace("\\", "/")
 
 
 def _known_names(columns: Iterable[str], path: Path) -> list[str]:
@@ -278,7 +285,8 @@ def require_one_spelling(manifest: Manifest) -> None:
 
 def _spelled_alike(name: str) -> str:
     """What all spellings of a name share: "P_007 " and "p-7"."""
-    plain = re.sub(r"[\s_.\-]+", "-", unicodedata.normalize("NFKC", name).strip()).casefold()
+    whole = re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFKC", name).strip())  # "7.0", once a number
+    plain = re.sub(r"[\s_.\-]+", "-", whole).casefold()
     return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
 
 

@@ -125,6 +125,7 @@ def test_a_dicom_series_is_its_slices(tmp_path):
     for k, path in enumerate(sorted((tmp_path / "b").iterdir())):
         path.rename(path.with_name(f"IM{9 - k}"))
     (tmp_path / "b" / "069.xml").write_text("<notes/>")
+    save(tmp_path / "b" / "extra.nii", image(5))  # no DICOM
     a, b, c = (content_of(tmp_path / folder) for folder in "abc")
     assert a == b != c
     (tmp_path / "empty").mkdir()
@@ -230,7 +231,15 @@ def test_simulated_scans_are_not_read(tmp_path):
 
 @pytest.mark.parametrize(
     "one, other",
-    [("P001", "p001"), ("P_01", "P-01"), ("P1", "P001"), ("P 1", "P_1"), ("x.1", "x-01"), ("é", "e\u0301")],
+    [
+        ("P001", "p001"),
+        ("P_01", "P-01"),
+        ("P1", "P001"),
+        ("P 1", "P_1"),
+        ("x.1", "x-01"),
+        ("é", "e\u0301"),
+        ("7", "7.0"),
+    ],
 )
 def test_two_spellings_of_a_subject_or_a_site(tmp_path, one, other):
     for rows in ([(one, "A", "", ""), (other, "A", "", "")], [("1", one, "", ""), ("2", other, "", "")]):

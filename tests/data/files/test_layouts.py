@@ -133,6 +133,28 @@ def test_a_manifest_wins_and_is_called_own(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name, separator", [("Manifest.CSV", ";"), ("manifest.tsv", "\t"), ("MANIFEST.txt", ",")])
+def test_a_manifest_in_any_case_and_with_any_separator(tmp_path, name, separator):
+    (tmp_path / name).write_text("subject,site,dataset,t1\np1,Basel,,p1.nii.gz\n".replace(",", separator))
+    frame = open_dataset(tmp_path).table
+    assert frame[["dataset", "t1", "ct"]].values.tolist() == [["own", "p1.nii.gz", ""]]
+
+
+def test_manifests_that_cannot_be_taken(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        recognise(tmp_path / "nowhere")
+    (tmp_path / "manifest.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match="manifest.xlsx: is a workbook.* save it as manifest.csv"):
+        open_dataset(tmp_path)
+    (tmp_path / "manifest.csv").write_text("subject,site,t1\np1,Basel,p1.nii.gz\n")
+    assert len(open_dataset(tmp_path)) == 1
+    (tmp_path / "Manifest.tsv").write_text("subject\tsite\n")
+    with pytest.raises(DataError, match="Manifest.tsv and manifest.csv: both are manifests"):
+        open_dataset(tmp_path)
+
+
 # what the published folders hold besides, and what people do to them -----------------------------------------------------
 
 

@@ -103,6 +103,12 @@ def test_a_manifest_from_a_spreadsheet(tmp_path):
     assert not one.has("seg") and two.path("seg") == tmp_path / "s.nii" and np.isnan(two["Age"]) and two["Note"] == ""
 
 
+def test_paths_that_windows_wrote(tmp_path):
+    (tmp_path / "a\\b.nii").touch()  # a name that has a backslash
+    (tmp_path / "m.csv").write_text("subject,site,t1,t2\n1,A,p1\\t1.nii,a\\b.nii\n")
+    assert [Manifest.read(tmp_path / "m.csv").scans()[0][m] for m in ("t1", "t2")] == ["p1/t1.nii", "a\\b.nii"]
+
+
 def test_a_home_folder_in_a_cell(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "m.csv").write_text("subject,site,t1\n1,A,~/x/t1.nii\n")
