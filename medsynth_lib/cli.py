@@ -164,7 +164,8 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add.add_argument(
         "study",
         choices=STUDIES,
-        help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings; rivals: HA-GAN beside other GANs",
+        help="adaptation: lesson 04's comparison; slice-vae: lesson 03's trainings; rivals: HA-GAN beside other GANs; "
+        "detection: which score notices which defect",
     )
     add.add_argument("--profile", default="lesson", help="size of the study (default: %(default)s)")
     add.add_argument(
@@ -197,7 +198,7 @@ def add_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     add.add_argument("--seeds", type=positive, default=3, metavar="N", help="adaptations in the ensemble (default: 3)")
 
 
-STUDIES = ("adaptation", "slice-vae", "rivals")
+STUDIES = ("adaptation", "slice-vae", "rivals", "detection")
 
 
 def sweep(options: argparse.Namespace) -> int:

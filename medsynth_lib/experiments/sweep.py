@@ -27,6 +27,7 @@ STUDIES = {  # name of a study on the command line -> module that holds its `SWE
     "adaptation": "medsynth_lib.experiments.adaptation.cells",
     "slice-vae": "medsynth_lib.experiments.slice_vae",
     "rivals": "medsynth_lib.experiments.rivals",
+    "detection": "medsynth_lib.experiments.detection",
 }
 TEXT = {"subject": str, "key": str}  # columns whose digits are no numbers
 
