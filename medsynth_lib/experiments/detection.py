@@ -82,7 +82,10 @@ DEFECTS = {
 
 
 def views_of(study: Study, volumes: Tensor) -> Views:
-    """Return what scores know of volumes: features, volumes of structures, nearness to training volumes."""
+    """Return what scores know of volumes.
+
+    Features, volumes of structures in ml, and the distance to the nearest training volume.
+    """
     measured = measure_volumes(volumes, study.spacing, study.modality, study.segmenter).fillna(0.0)
     near = nearest_neighbours(volumes, study.training)["distance"]
     found = {"structures": measured.to_numpy(float), "nearness": near.to_numpy(float)[:, None]}
@@ -92,10 +95,10 @@ def views_of(study: Study, volumes: Tensor) -> Views:
 
 
 def scores(views: Views) -> dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], float]]]:
-    """List the scores: name -> its view, and a function of two arrays that grows with the defect.
+    """List the scores: name -> its view, and a function of two arrays.
 
     Args:
-        views: of volumes without a defect; a kernel's bandwidth comes from them.
+        views: of volumes without a defect; a kernel's bandwidth comes from them. The functions grow with a defect.
     """
     found: dict[str, tuple[str, Callable]] = {
         "W2 of structures": ("structures", frechet_distance),
