@@ -77,11 +77,11 @@ def test_a_copy_has_the_same_content(tmp_path, name, write):
 
 def test_one_voxel_more_or_less_is_another_image(tmp_path):
     voxels = image(0)
-    save(tmp_path / "a.nii", voxels)
-    save(tmp_path / "transposed.nii", voxels.reshape(7, 6, 5))
+    save(tmp_path / "a.nii", voxels, np.eye(4))
+    save(tmp_path / "same bytes.nii", voxels.reshape(7, 6, 5), np.eye(4))
     voxels[2, 3, 4] += 1
-    save(tmp_path / "b.nii", voxels)
-    assert len({content_of(tmp_path / f"{name}.nii") for name in ("a", "b", "transposed")}) == 3
+    save(tmp_path / "b.nii", voxels, np.eye(4))
+    assert len({content_of(tmp_path / f"{name}.nii") for name in ("a", "b", "same bytes")}) == 3
 
 
 def test_volumes_of_a_4d_file_are_images_of_their_own(tmp_path, monkeypatch):
@@ -224,8 +224,8 @@ def test_labels_of_another_subject(three):
 
 def test_simulated_scans_are_not_read(tmp_path):
     rows = [("1", "A", "", "one.nii"), ("2", "A", "", "one.nii")]
-    require_distinct(manifest(tmp_path, *rows, simulated=True))
     save(tmp_path / "one.nii", image(0))
+    require_distinct(manifest(tmp_path, *rows, simulated=True))
     refused(tmp_path, rows)
 
 
