@@ -18,7 +18,7 @@ from medsynth_lib.files import DataError, say_once
 
 MOST, FEWEST_VOXELS = 2_000_000, 1000  # that are looked at, and that can be judged
 BIN = 10.0  # HU
-PADDING = -1100.0  # HU; scanners mark what they did not see by less
+LOWEST_HU, PADDING = -1024.0, -1100.0  # of a 12-bit CT number; scanners mark what they did not see by less
 LIGHT, HEAVY = (-1300.0, -600.0), (-400.0, 300.0)  # HU: beyond, the peaks of air or lung and of soft tissue cannot be
 LIGHT_USUAL, HEAVY_USUAL, AIR_USUAL = (-1060.0, -700.0), (-150.0, 120.0), (-1060.0, -930.0)
 LUNG, LEAST_LUNG = (-950.0, -500.0), 0.03  # HU, and its share of all that is not air
@@ -32,6 +32,7 @@ RIM_MM, DEEP_MM = 6.0, 15.0
 RIM = dict(
     t1=(0.0, 1.0), t1ce=(0.0, 1.0), t2=(0.85, 9.0)
 )  # rim over depth: fluid and cortex are dark in T1, bright in T2
+RESCALE = "apply the rescale slope and intercept once, when converting from DICOM (air is -1000 HU, water 0)."
 CAUSES = (  # slope and shift that true HU went through
     ("the intercept of -1024 was not added", 1.0, 1024.0),
     ("the intercept of -1024 was added twice", 1.0, -1024.0),
@@ -123,31 +124,40 @@ def ct_findings(hu: np.ndarray) -> list[Finding]:
     step = max(1, int(np.ceil((hu.size / MOST) ** (1 / 3))))
     small = hu[::step, ::step, ::step]
     values = small[small > small.min()] if (small == small.min()).mean() > 0.01 else small.ravel()  # padding is no air
-    if len(values) < FEWEST_VOXELS:
-        return []
-    few = levels(values)
-    if few <= FEWEST:
+    few, peaks = levels(values), two_peaks(values)
+    if len(values) > FEWEST_VOXELS and few <= FEWEST:
         text = f"{few} different values are not a chest CT in HU, but a mask or a label map"
         return [Finding("levels", text, "name the image itself in the manifest.", True)]
-    peaks = two_peaks(values)
-    if peaks is None:
-        return []
-    light, heavy = peaks
-    remedy = "apply the rescale slope and intercept once, when converting from DICOM (air is -1000 HU, water 0)."
-    bone = (values > BONE).mean()
+    found = [] if peaks is None else peak_findings(*peaks, small, values)
+    light = (hu >= LOWEST_HU) & (hu < LUNG[1])
+    if not any(f.fatal for f in found) and not (light.any() and hu.max() > 0):
+        text = f"values {float(hu.min()):g} to {float(hu.max()):g} are not a chest CT in HU"
+        return [Finding("range", text, RESCALE, True)]
+    return found
+
+
+def peak_findings(light: float, heavy: float, hu: np.ndarray, values: np.ndarray) -> list[Finding]:
+    """Compare the peaks of a CT, and what lies around them, with where air, lung, fat, muscle and bone should be.
+
+    Args:
+        light: the peak (HU) of air or lung.
+        heavy: the peak (HU) of soft tissue.
+        hu: (x, y, z).
+        values: the same without padding.
+    """
+    bone, cause = (values > BONE).mean(), cause_of(light, heavy)
     text = (
-        f"values with peaks at {light:.0f} HU (air or lung should be at -1000 to -800) and {heavy:.0f} HU (fat at -100, "
-        f"muscle at 50), {100 * bone:.1f} % above {BONE:.0f} HU (bone)"
+        f"peaks at {light:.0f} HU (air or lung should be at -1000 to -800) and at {heavy:.0f} HU (fat at -100, muscle at 50), "
+        f"with {100 * bone:.1f} % above {BONE:.0f} HU (bone),"
     )
-    cause = cause_of(light, heavy)
     if not (LIGHT[0] <= light <= LIGHT[1] and HEAVY[0] <= heavy <= HEAVY[1]):
-        return [Finding("peaks", f"{text} are not a chest CT in HU{cause}", remedy, True)]
+        return [Finding("peaks", f"{text} are not a chest CT in HU{cause}", RESCALE, True)]
     found = []
     if not (LIGHT_USUAL[0] <= light <= LIGHT_USUAL[1] and HEAVY_USUAL[0] <= heavy <= HEAVY_USUAL[1]):
-        found.append(Finding("peaks", f"{text} are unusual for a chest CT{cause}", remedy))
-    air = air_at_sides(small, light, heavy)
+        found.append(Finding("peaks", f"{text} are unusual for a chest CT{cause}", RESCALE))
+    air = air_at_sides(hu, light, heavy)
     if air is not None and not AIR_USUAL[0] <= air <= AIR_USUAL[1]:
-        found.append(Finding("air", f"air around the body has {air:.0f} HU, where -1000 is right", remedy))
+        found.append(Finding("air", f"air around the body has {air:.0f} HU, where -1000 is right", RESCALE))
     body = values[values > LUNG[0]]
     if ((body < LUNG[1]).mean() if len(body) else 0) < LEAST_LUNG:
         text = f"less than {LEAST_LUNG:.0%} of the body lies between {LUNG[0]:.0f} and {LUNG[1]:.0f} HU, as lung does"
@@ -164,7 +174,9 @@ def levels(values: np.ndarray) -> int:
 
 
 def two_peaks(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the main peaks (HU) below and above Otsu's threshold; None for values without peaks."""
+    """Return the main peaks (HU) below and above Otsu's threshold; None for values without peaks, or too few."""
+    if len(values) < FEWEST_VOXELS:
+        return None
     low, high = np.percentile(values, (0.1, 99.9))
     counts, edges = np.histogram(values, np.arange(low - BIN, high + 2 * BIN, max(BIN, (high - low) / 2000)))
     middle, share = (edges[1:] + edges[:-1]) / 2, counts / counts.sum()
