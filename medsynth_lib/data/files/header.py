@@ -171,6 +171,8 @@ def _require_sizes(header: nib.Nifti1Header, affine: np.ndarray, path: Path | st
 def _require_agreement(header: nib.Nifti1Header, path: Path | str) -> None:
     """Refuse an sform and a qform of two orientations; say where they differ by half a voxel."""
     affines = header.get_sform(), _qform(header, path)
+    if not np.isfinite(affines[1]).all():
+        raise DataError(f"{path}: the header's qform is not finite ({affines[1][:3].tolist()}); {REMEDY}")
     units = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in affines]
     if (units[0] * units[1]).sum(0).min() < COS_APART:
         axes = ["".join(map(str, nib.aff2axcodes(affine))) for affine in affines]

@@ -23,7 +23,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from medsynth_lib.data.files.header import require_sound
 from medsynth_lib.data.files.manifest import Scan
-from medsynth_lib.data.files.paths import split_volume
+from medsynth_lib.data.files.paths import NIFTI, split_volume
 from medsynth_lib.files import DataError, atomic
 
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
@@ -161,17 +161,17 @@ def _kind(start: bytes, path: Path | str) -> type[nib.Nifti1Image]:
             return kind
     if not start:
         raise DataError(f"{path}: the file is empty, so it is not NIfTI; copy or download it again.")
-    raise DataError(f"{path}: is not NIfTI in one file{_other_format(path)}; convert it to .nii.gz.")
+    raise DataError(f"{path}: is not NIfTI in one file{_other_format(path, start)}; convert it to .nii.gz.")
 
 
-def _other_format(path: Path | str) -> str:
+def _other_format(path: Path | str, start: bytes) -> str:
     """What a file is that is not NIfTI, for an error: its format, or how it begins."""
     file, _ = split_volume(path)
     try:
-        return f", but {type(nib.load(file)).__name__}"
+        kind = type(nib.load(file))
     except Exception:  # each of nibabel's formats fails in ways of its own, or lacks a package
-        with open(file, "rb") as raw:
-            return f" (it begins with {raw.read(16)!r})"
+        return f" (it begins with {start[:16]!r})"
+    return ", packed by gzip or not at all" if kind in (nib.Nifti1Image, nib.Nifti2Image) else f", but {kind.__name__}"
 
 
 def _require_one_volume(image: nib.Nifti1Image, path: Path | str) -> None:
@@ -309,8 +309,11 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray, dtype:
         dtype: of the file; an integer type rounds to the nearest.
 
     Raises:
-        DataError: for non-finite values, values an integer type cannot hold, and a disk that cannot be written.
+        DataError: for another ending, non-finite values, values an integer type cannot hold, an affine that is singular,
+            and a disk that cannot be written.
     """
+    if not str(path).endswith((*NIFTI, *(ending.upper() for ending in NIFTI))):  # nibabel writes no .Nii
+        raise DataError(f"{path}: a volume is written as .nii or .nii.gz; give it such a name.")
     array, affine = np.asarray(array), np.asarray(affine, dtype=float)
     array = array[0] if array.ndim == 4 and len(array) == 1 else array
     if array.ndim != 3:
@@ -319,9 +322,13 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray, dtype:
         raise DataError(f"{path}: array holds NaN or infinite values; mend them before writing.")
     if np.issubdtype(dtype, np.integer):
         array = _rounded(array, np.dtype(dtype), path)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(f"{path}: the affine is singular or not finite (rows {affine[:3].tolist()}); give one in mm.")
     image = nib.Nifti1Image(array.astype(dtype), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=TOLERANCE_MM):
+        image.set_qform(affine, code=0)  # a qform holds no shear, and must not say anything else
     image.header.set_xyzt_units("mm")
     with atomic(path) as temporary:
         nib.save(image, temporary)

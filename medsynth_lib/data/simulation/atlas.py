@@ -4,11 +4,13 @@ Template: MNI ICBM 152 non-linear symmetric 2009a (Fonov et al. 2011, NeuroImage
 grey- and white-matter probability maps. Coordinates are MNI millimetres (x right, y anterior, z superior).
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import nilearn.datasets
 import numpy as np
@@ -91,12 +93,26 @@ def atlas(spacing: float = 1.0) -> Atlas:
     """
     path = cache_folder("atlas") / f"mni152-v{VERSION}-{spacing:g}mm.npz"
     if not path.exists():
-        arrays = build_maps()
-        if sigma := low_pass_sigma(spacing):
-            arrays["maps"] = gaussian_blur(torch.from_numpy(arrays["maps"]), [sigma] * 3).numpy()
-        arrays["maps"] = np.round(arrays["maps"] * 255).astype(np.uint8)
-        with atomic(path) as temporary:
-            np.savez(temporary, **arrays)
+        _write(path, spacing)
+    try:
+        return _read(path)
+    except (BadZipFile, OSError, ValueError, KeyError, EOFError, zlib.error):  # damaged in the cache: it can be made again
+        _write(path, spacing)
+        return _read(path)
+
+
+def _write(path: Path, spacing: float) -> None:
+    """Make the atlas and keep it."""
+    arrays = build_maps()
+    if sigma := low_pass_sigma(spacing):
+        arrays["maps"] = gaussian_blur(torch.from_numpy(arrays["maps"]), [sigma] * 3).numpy()
+    arrays["maps"] = np.round(arrays["maps"] * 255).astype(np.uint8)
+    with atomic(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _read(path: Path) -> Atlas:
+    """The atlas of a file, whose checksums hold."""
     with np.load(path) as a:
         return Atlas(
             torch.from_numpy(a["maps"]).float().div_(255),

@@ -254,6 +254,35 @@ def test_write_refuses_nan_and_4d(tmp_path):
     refused(lambda: write_volume(tmp_path / "v.nii", np.ones((2, *SHAPE)), AFFINE), "v.nii", (2, *SHAPE))
 
 
+@pytest.mark.parametrize("name", ["v.NII.GZ", "v.NII", "v #1 {x}.nii.gz"])
+def test_names_that_can_be_written(tmp_path, name):
+    write_volume(tmp_path / name, voxels(), AFFINE)
+    np.testing.assert_array_equal(read_volume(tmp_path / name)[0].numpy(), voxels())
+    assert (tmp_path / name).read_bytes().startswith(b"\x1f\x8b") == name.lower().endswith(".gz")
+
+
+@pytest.mark.parametrize("name", ["v.mgz", "v", "v.nii.bz2", "v.img", "v.Nii"])
+def test_other_endings_are_refused(tmp_path, name):
+    refused(lambda: write_volume(tmp_path / name, voxels(), AFFINE), tmp_path / name, ".nii or .nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheared_affine_is_written_once(tmp_path, capsys):
+    """A qform holds no shear: beside an sform it would be a second opinion."""
+    sheared = AFFINE.copy()
+    sheared[0, 2] = 1
+    write_volume(tmp_path / "v.nii.gz", voxels(), sheared)
+    np.testing.assert_allclose(read_volume(tmp_path / "v.nii.gz").affine.numpy(), sheared)
+    assert nib.load(tmp_path / "v.nii.gz").header["qform_code"] == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", [0, np.nan, np.inf])
+def test_an_affine_that_is_none_is_not_written(tmp_path, value):
+    affine = AFFINE.copy()
+    affine[0, 0] = value
+    refused(lambda: write_volume(tmp_path / "v.nii", voxels(), affine), tmp_path / "v.nii", "affine is singular")
+
+
 @pytest.mark.parametrize("owner, name", [(nib, "save"), (os, "replace")])
 def test_disk_full_leaves_the_earlier_file(tmp_path, monkeypatch, owner, name):
     path = tmp_path / "v.nii"

@@ -157,6 +157,14 @@ def test_a_qform_that_is_no_rotation(tmp_path, fields):
     refused(save(tmp_path / "a.nii", codes=(0, 1), **fields), "qform")
 
 
+@pytest.mark.parametrize(
+    "fields", [dict(quatern_b=2), dict(quatern_c=np.nan), dict(pixdim_at_0=3), dict(qoffset_x=np.inf)]
+)
+def test_a_qform_that_is_no_rotation_beside_an_sform(tmp_path, fields):
+    refused(save(tmp_path / "a.nii", codes=(1, 1), **fields), "qform")
+    read_volume(save(tmp_path / "a.nii", codes=(1, 0), **fields))  # without a code it says nothing
+
+
 def test_an_unset_handedness_stands_for_one(tmp_path):
     affine = np.abs(AFFINE)
     volume = read_volume(save(tmp_path / "a.nii", affine, codes=(0, 1), pixdim_at_0=0))

@@ -1,5 +1,6 @@
 """Damaged files: no bit of a compressed file changes a voxel unseen, and every odd file gives one line with a remedy."""
 
+import bz2
 import gzip
 import os
 import shutil
@@ -152,6 +153,9 @@ def test_other_files_are_named(scan):
         ("packed.nii.gz", gzip.compress(b""), "empty"),
         ("page.nii.gz", b"<!DOCTYPE html><html>" * 40, "<!DOCTYPE html"),
         ("pointer.nii", b"version https://git-lfs.github.com/spec/v1\n" * 20, "version https://"),
+        ("twice.nii.gz", gzip.compress(gzip.compress(b"x" * 4000)), "x1f"),
+        ("a.nii.zip", b"PK\3\4" * 200, "PK"),
+        ("series.dcm", bytes(128) + b"DICM" + bytes(600), "x00"),
         ("mat.nii", b"MATLAB 5.0 MAT-file" * 40, "MATLAB"),
     ]:
         (folder / name).write_bytes(content)
@@ -174,6 +178,12 @@ def test_a_format_that_lacks_a_package_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(nib, "load", missing)
     refused(lambda: read_volume(tmp_path / "v.mnc"), "v.mnc", "HDF", "convert")
+
+
+def test_a_file_packed_in_another_way_is_refused(scan):
+    other = scan.with_name("scan.nii.bz2")
+    other.write_bytes(bz2.compress(gzip.decompress(scan.read_bytes())))
+    refused(lambda: read_volume(other), other, "packed by gzip or not at all", "convert")
 
 
 def test_nifti_2_is_read(tmp_path):

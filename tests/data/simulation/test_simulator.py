@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from medsynth_lib.data.simulation import atlas as atlas_module
 from medsynth_lib.data.simulation import physics
 from medsynth_lib.data.simulation.atlas import STRUCTURES, atlas
 from medsynth_lib.data.simulation.dataset import SEEDS, simulated_dataset
@@ -428,3 +429,21 @@ def test_speed_on_one_core():
             scan(subject, SITES[s], contrast)
     assert time.process_time() - start < 0.9
     assert set(CONTRASTS) == set(SITES["A"].sequences)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "no archive", "empty"])
+def test_a_damaged_atlas_in_the_cache_is_made_again(tmp_path, monkeypatch, damage):
+    maps = np.random.default_rng(0).random((6, 8, 8, 8), np.float32)
+    empty = np.zeros((8, 8, 8), np.uint8), np.zeros((3, 4, 4, 4)), np.eye(4), np.eye(4), np.zeros((1, 3))
+    arrays = dict(zip(("labels", "push", "affine", "push_affine", "tumour_centres"), empty, strict=True), maps=maps)
+    monkeypatch.setattr(atlas_module, "build_maps", lambda: dict(arrays))
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    first = atlas.__wrapped__(1.0).maps
+    (kept,) = (tmp_path / "atlas").iterdir()
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(np.round(maps * 255).astype(np.uint8).tobytes()) + 100] ^= 4
+    kept.write_bytes({"a flipped bit": bytes(flipped), "cut": whole[:-100], "no archive": b"x" * 100, "empty": b""}[damage])
+    assert torch.equal(atlas.__wrapped__(1.0).maps, first) and first.max() > 0.9
+    with np.load(kept) as mended:
+        assert np.array_equal(mended["maps"], np.round(maps * 255))
