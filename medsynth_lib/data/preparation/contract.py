@@ -13,9 +13,11 @@ import numpy as np
 import torch
 import yaml
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientationd, ResizeWithPadOrCropd, Spacingd
+from monai.transforms import Compose, Orientationd, Spacingd
 
+from medsynth_lib.data.files.manifest import MODALITIES
 from medsynth_lib.data.files.nifti import volume_name
+from medsynth_lib.data.preparation.crop import BrainCropd, cut_in_words, fitting_window, share_outside, voxel_size
 from medsynth_lib.files import DataError, atomic
 
 NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
@@ -109,30 +111,53 @@ class Contract(SavedContract):
         """The modalities to read, inputs first."""
         return (*self.inputs, self.target) if self.target else tuple(self.inputs)
 
+    @property
+    def anchor(self) -> str:
+        """The input whose brain says where the crop lies: the same for all contracts with FLAIR."""
+        return min(self.inputs, key=lambda key: MODALITIES.index(key) if key in MODALITIES else len(MODALITIES))
+
     @classmethod
     def for_paper(cls) -> "Contract":
         """Return the paper's contract (section 3): FLAIR and T2 to T1, 1 mm, 192x192x144, minmax."""
         return cls(normalisation="minmax")
 
 
-def geometry(contract: Contract, keys: Iterable[str]) -> Compose:
-    """Return the paper's crop (section 3) as an invertible MONAI chain.
+class Geometry:
+    """The paper's crop (section 3): orient, resample to `spacing`, crop or pad to `size`.
 
-    It orients, resamples to `spacing`, and crops or pads about the centre. Images are interpolated linearly and "seg" by nearest
-    neighbour. MONAI leaves a grid alone whose affine is already right within 1e-3 mm, so 1 mm data is only cropped, to the bit.
+    `inverse` undoes it. The crop lies in the middle of the field of view, or off it as far as the brain needs. Images are
+    interpolated linearly and "seg" by nearest neighbour. MONAI leaves a grid alone whose affine is already right within 1e-3 mm,
+    so 1 mm data is only cropped, to the bit.
 
     Args:
         contract: orientation, spacing and size.
-        keys: of the case that the chain is for.
+        keys: of the case. The crop follows the brain of `contract.anchor`, or of the first key where that is not among them.
     """
-    modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
-    return Compose(
-        [
-            Orientationd(keys, axcodes=contract.orientation, labels=None),
-            Spacingd(keys, pixdim=contract.spacing, mode=modes),
-            ResizeWithPadOrCropd(keys, spatial_size=contract.size),
-        ]
-    )
+
+    def __init__(self, contract: Contract, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
+        self.grid = Compose(
+            [
+                Orientationd(keys, axcodes=contract.orientation, labels=None),
+                Spacingd(keys, pixdim=contract.spacing, mode=modes),
+            ]
+        )
+        # Not part of the Compose, which would turn its errors into MONAI's.
+        self.crop = BrainCropd(keys, contract.anchor if contract.anchor in keys else keys[0], contract.size)
+
+    def __call__(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Move all images (1, x, y, z) of a case to the contract's grid."""
+        return self.crop(self.grid(case))
+
+    def inverse(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Move all images (1, X, Y, Z) back."""
+        return self.grid.inverse(self.crop.inverse(case))
+
+
+def geometry(contract: Contract, keys: Iterable[str]) -> Geometry:
+    """Return the chain of `Geometry` for the images `keys` of a case."""
+    return Geometry(contract, keys)
 
 
 def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, torch.Tensor]:
@@ -148,7 +173,8 @@ def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, tor
         must not steer the inputs. "seg" (1, X, Y, Z) float32 labels where the case has them.
 
     Raises:
-        DataError: for an absent input, a volume with its skull or without contrast, and an empty mask.
+        DataError: for an absent input, a volume with its skull or without contrast, an empty mask, and a brain that does not
+            fit into the crop.
     """
     absent = [key for key in contract.inputs if key not in case]
     if absent:
@@ -174,6 +200,23 @@ def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, tor
     if "seg" in moved:
         sample["seg"] = moved["seg"].as_tensor()
     return sample
+
+
+def cut_off(case: Mapping[str, MetaTensor], contract: Contract) -> str | None:
+    """Say how much of a brain the contract's crop cuts off; None where it is whole.
+
+    Args:
+        case: of `read_case`, with the contract's inputs.
+        contract: orientation, spacing and size.
+
+    Raises:
+        DataError: for a brain that does not fit.
+    """
+    chain = geometry(contract, [contract.anchor])
+    moved = chain.grid({contract.anchor: case[contract.anchor]})[contract.anchor]
+    window = fitting_window(moved, contract.size)
+    brain = moved.as_tensor()[0] != 0
+    return cut_in_words(brain, window, voxel_size(moved)) if share_outside(brain, window) else None
 
 
 def require_stripped(volume: MetaTensor) -> None:
@@ -298,15 +341,17 @@ def restore(volume: torch.Tensor, case: Mapping[str, MetaTensor], contract: Cont
     Raises:
         DataError: where the volume is not of the contract's size.
     """
-    reference = case[contract.inputs[0]]
-    key = "image" if volume.is_floating_point() else "seg"
-    chain = geometry(contract, [key])
-    moved = chain({key: reference})[key]  # run forward once, so that MONAI records what to undo
-    if volume.shape != moved.shape:
+    reference, key = case[contract.anchor], contract.anchor if volume.is_floating_point() else "seg"
+    chain = geometry(contract, dict.fromkeys([contract.anchor, key]))
+    # Run forward once, so that MONAI records what to undo; no label is asked for.
+    moved = chain({"seg": torch.zeros_like(reference), contract.anchor: reference})
+    expected = tuple(moved[key].shape)
+    if volume.shape != expected:
         raise DataError(
-            f"volume has shape {tuple(volume.shape)}, the contract gives {tuple(moved.shape)}; "
+            f"volume has shape {tuple(volume.shape)}, the contract gives {expected}; "
             "restore with the contract it was prepared with."
         )
-    moved = MetaTensor(volume.detach().cpu().float(), affine=moved.affine, applied_operations=moved.applied_operations)
-    back = chain.inverse({key: moved})[key]
-    return MetaTensor(back.as_tensor().to(volume.dtype), affine=reference.affine)  # exact, not rounded on the way
+    done = moved[key].applied_operations
+    given = MetaTensor(volume.detach().cpu().float(), affine=moved[key].affine, applied_operations=done)
+    back = chain.inverse(moved | {key: given})[key]
+    return MetaTensor(back.as_tensor().to(volume.dtype), affine=case[contract.inputs[0]].affine)  # exact, not rounded

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import read_volume, volume_name
 from medsynth_lib.data.preparation.contract import SavedContract, require_stripped
+from medsynth_lib.data.preparation.crop import voxel_size
 from medsynth_lib.data.preparation.pairs import Remembered, Sample
 from medsynth_lib.data.preparation.plausibility import examine, require_plausible
 from medsynth_lib.data.preparation.volume_cache import build
@@ -26,7 +27,6 @@ from medsynth_lib.files import DataError
 
 CUBES_VERSION = 1  # raise when the preparation below changes: cubes in the cache are then made anew
 WINDOW = (-1024.0, 600.0)  # HU, section IV-A
-LOWEST_HU = -1024.0  # of a 12-bit CT number; what is lower is padding
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,6 @@ def scale_ct(volume: MetaTensor, window: tuple[float, float] = WINDOW) -> MetaTe
             lie where they cannot be in HU.
     """
     low, high = window
-    light = (volume >= LOWEST_HU) & (volume < -500)
-    if not (light.any() and volume.max() > 0):
-        raise DataError(
-            f"{volume_name(volume)}: values {float(volume.min()):g} to {float(volume.max()):g} are not a chest CT in HU "
-            "(air -1000, water 0); apply the rescale slope and intercept when converting from DICOM."
-        )
     require_plausible(volume, "ct")
     return 2 * (volume.clamp(low, high) - low) / (high - low) - 1
 
@@ -143,11 +137,6 @@ def resize(volume: MetaTensor, size: int) -> MetaTensor:
     sigma = [max(0.0, (n / size - 1) / 2) for n in volume.shape[1:]]
     smooth = MetaTensor(gaussian_blur(volume.as_tensor(), sigma), affine=volume.affine)
     return Resize([size] * 3, mode="trilinear", align_corners=False)(smooth)
-
-
-def voxel_size(cube: MetaTensor) -> np.ndarray:
-    """Return the voxel size (3) of a volume in mm."""
-    return np.linalg.norm(np.asarray(cube.affine)[:3, :3], axis=0)
 
 
 def described(cube: MetaTensor, scan: Scan) -> Sample:

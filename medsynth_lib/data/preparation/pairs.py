@@ -8,9 +8,9 @@ from torch.utils.data import Dataset
 
 from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case
-from medsynth_lib.data.preparation.contract import Contract, SavedContract, prepare
+from medsynth_lib.data.preparation.contract import Contract, SavedContract, cut_off, prepare
 from medsynth_lib.data.preparation.plausibility import examine
-from medsynth_lib.files import DataError
+from medsynth_lib.files import DataError, say_once
 
 Sample = dict[str, Any]  # tensors, and texts such as "subject"
 
@@ -116,7 +116,8 @@ class PairedVolumes(Remembered):
     """The scans of a manifest, prepared by a `Contract`: the tensors of `prepare` plus "subject" and "site".
 
     A float32 scan at the paper's size takes 90 MB with its labels. Give a contract with target None for adaptation, where
-    targets must not be seen. A scan that cannot be read raises the errors of `read_case`.
+    targets must not be seen. Where the crop cuts off some of a real brain, a line says so. A scan that cannot be read raises the
+    errors of `read_case`.
     """
 
     contract: Contract
@@ -126,4 +127,6 @@ class PairedVolumes(Remembered):
         case = read_case(scan, self.contract.modalities)
         examine(scan, case)
         sample = prepare(case, self.contract)
+        if not scan.simulated and (cut := cut_off(case, self.contract)):
+            say_once("crop", f"{scan.path(self.contract.anchor)}: {cut}; `verify` lists other scans like it.")
         return sample | {"subject": scan["subject"], "site": scan["site"]}

@@ -106,7 +106,9 @@ class Direction:
             modalities: one channel each.
             limit: at most so many subjects.
         """
-        chain = geometry(self.contract, modalities)
+        # The anchor says where the crop lies, as in `prepare`.
+        keys = dict.fromkeys([self.contract.anchor, *modalities])
+        chain = geometry(self.contract, keys)
         scans = self.manifest.select(site=site, split=split).head(limit).scans()
-        cases = (chain(read_case(scan, modalities, labels=False)) for scan in scans)
+        cases = (chain(read_case(scan, keys, labels=False)) for scan in scans)
         return [np.stack([case[m].as_tensor()[0].numpy() for m in modalities]) for case in cases]

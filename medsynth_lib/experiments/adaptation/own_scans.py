@@ -12,7 +12,7 @@ from medsynth_lib.data.files.manifest import Manifest, Scan
 from medsynth_lib.data.files.nifti import read_case, read_header
 from medsynth_lib.data.files.selection import complete
 from medsynth_lib.data.files.splits import with_split
-from medsynth_lib.data.preparation.contract import Contract
+from medsynth_lib.data.preparation.contract import Contract, cut_off
 from medsynth_lib.data.simulation import protocol
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.data.simulation.physics import Sequence
@@ -23,7 +23,7 @@ from medsynth_lib.settings import Lesson04Settings
 from medsynth_lib.training.segmentation import INPUTS
 
 FEWEST = 3  # target volumes: with fewer, one patient's tumour is the site's histogram
-COARSER, LARGER = 1.25, 1.02  # how much a voxel may be larger than the contract's, and a brain than its crop
+COARSER = 1.25  # how much a voxel may be larger than the contract's
 
 
 def target_scans(folder: Path, contract: Contract) -> Manifest:
@@ -114,7 +114,7 @@ def grid_notes(scan: Scan, contract: Contract) -> list[str]:
         DataError: where resampling cannot mend the difference, and where the crop would cut the brain.
     """
     path = scan.path(contract.inputs[0])
-    spacing, notes = np.array(read_header(path).header.get_zooms()[:3]), []
+    spacing, notes = np.linalg.norm(read_header(path).affine[:3, :3], axis=0), []
     if spacing.max() > COARSER * max(contract.spacing):
         raise DataError(
             f"{path}: voxels of {np.round(spacing, 2).tolist()} mm, the model's are {list(contract.spacing)} mm; a network "
@@ -129,13 +129,8 @@ def grid_notes(scan: Scan, contract: Contract) -> list[str]:
             f"{path}: {100 * float(brain.float().mean()):.0f} % of the voxels are not zero; strip the skull and undo any "
             "z-score: the contract expects scanner units with a background of exact zeros."
         )
-    extent = np.ptp(np.argwhere(brain.numpy()), axis=0) * spacing
-    room = np.array(contract.size) * contract.spacing
-    if (np.sort(extent) > LARGER * np.sort(room)).any():
-        raise DataError(
-            f"{path}: the brain is {np.round(extent).tolist()} mm large and the contract's crop {room.tolist()} mm; use a "
-            "model with a larger size."
-        )
+    if cut := cut_off(case, contract):
+        notes.append(f"{path}: {cut}")
     return notes
 
 

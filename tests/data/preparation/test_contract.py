@@ -37,19 +37,26 @@ def affine_of(codes="RAS", spacing=(1, 1, 1), tilt=(0, 0, 0)):
     return affine
 
 
-def background(shape):
-    """A quarter of the voxels, everywhere: outside the brain, as far as `prepare` can tell (1, x, y, z)."""
-    return torch.from_numpy(np.indices((1, *shape)).sum(0) % 4 == 0)
+def background(shape, box=SMALL.size):
+    """All outside a central box, and a quarter of the voxels in it: no brain, as far as `prepare` can tell (1, x, y, z)."""
+    return torch.from_numpy(outside(shape, box) | (np.indices((1, *shape)).sum(0) % 4 == 0))
 
 
-def make_case(shape=(20, 20, 14), affine=None, keys=("flair", "t2", "t1")):
-    """Random images, 0 in the `background` alone, and labels 0, 1, 2, 4."""
+def outside(shape, box):
+    """What is not in a central box (1, x, y, z)."""
+    mask = np.ones((1, *shape), bool)
+    mask[0][tuple(slice(max(0, n // 2 - b // 2), n // 2 - b // 2 + b) for n, b in zip(shape, box, strict=True))] = False
+    return mask
+
+
+def make_case(shape=(20, 20, 14), affine=None, keys=("flair", "t2", "t1"), box=SMALL.size):
+    """Random images, 0 in the `background` alone, and labels 0, 1, 2, 4 in the box."""
     rng = np.random.default_rng(0)
     affine = torch.from_numpy(affine_of() if affine is None else affine)
     case = {key: MetaTensor(torch.from_numpy(rng.uniform(1, 900, (1, *shape))).float(), affine=affine) for key in keys}
     for image in case.values():
-        image[background(shape)] = 0
-    labels = torch.from_numpy(rng.choice([0.0, 1, 2, 4], (1, *shape))).float()
+        image[background(shape, box)] = 0
+    labels = torch.from_numpy(rng.choice([0.0, 1, 2, 4], (1, *shape)) * ~outside(shape, box)).float()
     return case | {"seg": MetaTensor(labels, affine=affine)}
 
 
@@ -153,7 +160,7 @@ def test_mask_needs_all_inputs_but_never_the_target():
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
 @pytest.mark.parametrize("tilt", [(0, 0, 0), TILT])
 def test_restore_is_exact_inside_the_crop(codes, tilt):
-    case = make_case((20, 18, 14), affine_of(codes, tilt=tilt))
+    case = make_case((20, 18, 14), affine_of(codes, tilt=tilt), box=(10, 10, 10))
     case["t1"] = case["flair"]
     raw = dataclasses.replace(SMALL, normalisation="minmax", size=(14, 16, 10))
     sample = prepare(case, raw)
@@ -184,7 +191,7 @@ def test_restore_undoes_resampling(tilt):
 
 
 def test_labels_are_resampled_without_new_values():
-    case = make_case((12, 12, 8), affine_of(spacing=(1.5, 1.5, 1.5)))
+    case = make_case((12, 12, 8), affine_of(spacing=(1.5, 1.5, 1.5)), box=(9, 9, 7))
     assert set(prepare(case, SMALL)["seg"].unique().tolist()) == {0, 1, 2, 4}
     labels = prepare(case, SMALL)["seg"].to(torch.uint8)
     back = restore(labels, case, SMALL)

@@ -6,6 +6,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsynth_lib.data.files.nifti import read_volume, write_volume
+from medsynth_lib.data.preparation.crop import voxel_size
 from medsynth_lib.data.preparation.cubes import (
     CubeContract,
     Cubes,
@@ -15,7 +16,6 @@ from medsynth_lib.data.preparation.cubes import (
     scale_t1,
     to_hu,
     trim,
-    voxel_size,
 )
 from medsynth_lib.data.simulation.dataset import simulated_thoraxes
 from medsynth_lib.data.simulation.subject import make_subject
