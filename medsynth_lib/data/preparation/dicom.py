@@ -377,7 +377,7 @@ def difference(places: Sequence[Sequence[Frame]]) -> str:
 
 
 def require_one_phase(frames: Sequence[Frame], folder: Path) -> None:
-    """Raise DataError where slices of several phases, kernels or acquisitions alternate in one stack.
+    """Raise DataError where several phases, kernels or acquisitions share one stack.
 
     Args:
         frames: sorted by height, one a position.
@@ -432,7 +432,7 @@ def affine_of_stack(frames: Sequence[Frame], folder: Path) -> np.ndarray:
 
 
 def in_hu(frames: Sequence[Frame], headers: dict[Path, Any]) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Yield each slice with its HU (columns, rows), float32; a file of many frames is decoded once."""
+    """Yield each slice with its HU (columns, rows), float32; each file is decoded once."""
     path, values = None, None
     for one in frames:
         if one.path != path:
@@ -443,7 +443,7 @@ def in_hu(frames: Sequence[Frame], headers: dict[Path, Any]) -> Iterator[tuple[F
 
 
 def padding_to_air(hu: np.ndarray, frame: Frame, header: Any) -> np.ndarray:
-    """Give pixels outside the field of view the value of air, where the header says how they are marked."""
+    """Give pixels outside the field of view, as the header marks them, the value of air."""
     mark = header.get("PixelPaddingValue")
     if mark is None:
         return hu
@@ -493,7 +493,7 @@ def decoded(path: Path, header: Any) -> np.ndarray:
 
 
 def as_signed(values: np.ndarray, header: Any) -> np.ndarray:
-    """Drop the bits above those that the header says are stored: old files keep drawings in them."""
+    """Drop the bits above those that are stored: old files keep drawings in them."""
     bits, top = int(header.BitsStored), int(header.HighBit) + 1
     wide = values.astype(np.int32 if bits <= 16 else np.int64) >> (top - bits) & ((1 << bits) - 1)
     return wide - ((wide >> (bits - 1)) << bits) if header.PixelRepresentation else wide

@@ -137,7 +137,7 @@ def ct_findings(hu: np.ndarray) -> list[Finding]:
 
 
 def peak_findings(light: float, heavy: float, hu: np.ndarray, values: np.ndarray) -> list[Finding]:
-    """Compare the peaks of a CT, and what lies around them, with where air, lung, fat, muscle and bone should be.
+    """Compare a CT with where air, lung, fat, muscle and bone should be.
 
     Args:
         light: the peak (HU) of air or lung.
@@ -174,7 +174,7 @@ def levels(values: np.ndarray) -> int:
 
 
 def two_peaks(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the main peaks (HU) below and above Otsu's threshold; None for values without peaks, or too few."""
+    """Return the peaks (HU) below and above Otsu's threshold; None for few or even values."""
     if len(values) < FEWEST_VOXELS:
         return None
     low, high = np.percentile(values, (0.1, 99.9))
@@ -191,14 +191,14 @@ def two_peaks(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def air_at_sides(hu: np.ndarray, light: float, heavy: float) -> float | None:
-    """Return the median (HU) of air on the four sides of a chest; None where the body or padding fills them."""
+    """Return the median (HU) of air on a chest's four sides; None where body or padding is."""
     sides = np.concatenate([hu[[0, -1]].ravel(), hu[:, [0, -1]].ravel()])
     air = sides[(sides < (light + heavy) / 2) & (sides > max(PADDING, hu.min()))]
     return float(np.median(air)) if len(air) > 0.1 * len(sides) else None
 
 
 def cause_of(light: float, heavy: float) -> str:
-    """Name what would bring true HU to these peaks, as the end of a sentence; "" where nothing simple does."""
+    """Name what would bring true HU to these peaks, as a sentence's end; "" for nothing simple."""
     for name, slope, shift in CAUSES:
         true = sorted(((light - shift) / slope, (heavy - shift) / slope))
         if -1060 <= true[0] <= -780 and HEAVY_USUAL[0] <= true[1] <= HEAVY_USUAL[1]:
@@ -261,7 +261,7 @@ def neighbours(image: np.ndarray, brain: np.ndarray) -> tuple[float, float, floa
 
 
 def contrast_findings(volume: MetaTensor, modality: str) -> list[Finding]:
-    """Say where the rim of a brain is brighter or darker than its depth, other than in this contrast."""
+    """Say where the rim of a brain is not as bright against its depth as in this contrast."""
     ratio = rim_over_depth(np.asarray(volume)[0], np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0))
     low, high = RIM[modality]
     if ratio is None or low <= ratio <= high:
@@ -275,7 +275,7 @@ def contrast_findings(volume: MetaTensor, modality: str) -> list[Finding]:
 
 
 def rim_over_depth(image: np.ndarray, spacing: np.ndarray) -> float | None:
-    """Return the brain's median brightness near its surface over that far from it; None for one too small.
+    """Return the brain's median near its surface over that far from it; None for a small one.
 
     Args:
         image: (x, y, z), 0 outside the brain.
