@@ -72,7 +72,9 @@ def full_path(path: Path | str) -> Path:
 
 @contextmanager
 def reserved(folder: Path | str) -> Iterator[None]:
-    """Keep a folder to this process while the block runs; the lock ends with the process, however that ends.
+    """Keep a folder to this process while the block runs.
+
+    The lock ends with the process, however that ends.
 
     Args:
         folder: is made where it does not exist.

@@ -82,7 +82,10 @@ def _palette(png: str, colours: int) -> str:
 
 
 def commit_run(out: str | Path) -> int:
-    """Write the outputs of a run into the course's notebooks; return the exit status, 2 where there are none."""
+    """Write the outputs of a run into the course's notebooks.
+
+    Returns: the exit status: 0, or 2 where there is no executed notebook.
+    """
     found = sorted(Path(out).glob("[0-9][0-9]_*.ipynb"))
     if not found:
         print(f"{out} holds no executed notebook; give the folder of a run.", file=sys.stderr)

@@ -53,10 +53,10 @@ def run_notebooks(
         target = full_path(out or Path("build") / profile).resolve()
         paths = select(folder, only, profile)
         require_apart(target, folder)
-        scans = full_path(data_dir).resolve() if data_dir else ""
+        scans = full_path(data_dir).resolve() if data_dir else None
         if scans and not scans.is_dir():
             raise ValueError(f"--data-dir {data_dir} is not a folder; correct it, or leave it out to simulate.")
-        parameters = {"PROFILE": profile, "OUT_DIR": str(target), "DATA_DIR": str(scans)}
+        parameters = {"PROFILE": profile, "OUT_DIR": str(target), "DATA_DIR": str(scans or "")}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -19,7 +19,9 @@ REMEDY = "find out which is right, and write both alike (nibabel: set_sform and 
 
 
 def require_sound(header: nib.Nifti1Header, path: Path | str) -> None:
-    """Raise DataError unless a header says one thing only; print a word where two statements differ a little.
+    """Raise DataError unless a header says one thing only.
+
+    Where two statements differ a little, a printed line says which one is used.
 
     Args:
         header: as stored in the file, before nibabel mends it.

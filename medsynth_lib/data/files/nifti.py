@@ -8,13 +8,14 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import SEEK_END
+from io import SEEK_END, BufferedReader
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
+import psutil
 import torch
 from monai.data import MetaTensor
 from nibabel.filebasedimages import ImageFileError
@@ -27,6 +28,7 @@ from medsynth_lib.data.files.paths import NIFTI, split_volume
 from medsynth_lib.files import DataError, atomic
 
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
+Stream: TypeAlias = gzip.GzipFile | BufferedReader
 TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
 
 
@@ -50,6 +52,7 @@ def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaT
     """
     with _opened(path) as (stream, most):
         image = _parsed(stream, most, path)
+        _require_memory(image, path)
         data = _voxels(image, path, np.float64 if labels else np.float32)
         _require_end(stream, image, path)
     bad = data.size - np.count_nonzero(np.isfinite(data))
@@ -102,8 +105,11 @@ def stored_voxels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[tuple[IO[bytes], int]]:
-    """The bytes of a file, and how many they can be; unpacked where the first two say gzip, whatever the ending says."""
+def _opened(path: Path | str) -> Iterator[tuple[Stream, int]]:
+    """The bytes of a file, unpacked where the first two say gzip, and how many they can be.
+
+    The ending may say something else.
+    """
     file, _ = split_volume(path)
     if not file.is_file():
         raise DataError(f"{path}: {_no_file(file)}; check the path in the manifest, or download the data set again.")
@@ -131,8 +137,11 @@ def _no_file(path: Path) -> str:
     return f"no such file, and {name} has no volume {number}: volumes count from 0" if known else "no such file"
 
 
-def _parsed(stream: IO[bytes], most: int, path: Path | str) -> nib.Nifti1Image:
-    """The image of an open file of at most `most` bytes, whose header is sound; its voxels are still in the stream."""
+def _parsed(stream: Stream, most: int, path: Path | str) -> nib.Nifti1Image:
+    """The image of an open file of at most `most` bytes, whose header is sound.
+
+    Its voxels are still in the stream.
+    """
     start = stream.read(nib.Nifti2Header.sizeof_hdr)
     kind = _kind(start, path)
     try:
@@ -195,8 +204,18 @@ def _end(image: nib.Nifti1Image) -> int:
     return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
 
 
-def _require_end(stream: IO[bytes], image: nib.Nifti1Image, path: Path | str) -> None:
-    """Read on to the end of the file, where gzip checks what it unpacked; refuse bytes behind the last voxel."""
+def _require_memory(image: nib.Nifti1Image, path: Path | str) -> None:
+    """Refuse a volume that is larger than the free memory, before the machine comes to a halt."""
+    needed, free = 12 * prod(image.shape[:3]), psutil.virtual_memory().available  # bytes: as read, and in 32 bits
+    if needed > free:
+        raise DataError(
+            f"{path}: {image.shape} voxels take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; resample it "
+            "to voxels of about 1 mm, or cut it down to the head."
+        )
+
+
+def _require_end(stream: Stream, image: nib.Nifti1Image, path: Path | str) -> None:
+    """Read on to the end, where gzip checks what it unpacked; refuse bytes behind the voxels."""
     end = _end(image)
     stream.seek(end)
     if stream.read(1):
@@ -209,7 +228,7 @@ def _require_end(stream: IO[bytes], image: nib.Nifti1Image, path: Path | str) ->
 
 
 def _voxels(image: nib.Nifti1Image, path: Path | str, kind: type[np.floating]) -> np.ndarray:
-    """The scaled voxels, (x, y, z) of type `kind`; of a 4D file those of the volume that `path` names."""
+    """The scaled voxels (x, y, z) of type `kind`; of a 4D file, the volume that `path` names."""
     return _values(image, path, kind, split_volume(path)[1]).reshape(image.shape[:3])
 
 

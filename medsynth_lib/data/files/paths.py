@@ -34,7 +34,9 @@ def stem(path: Path) -> str:
 
 
 def find_files(folder: Path | str, endings: tuple[str, ...] = NIFTI) -> list[Path]:
-    """List the files at any depth with one of the endings, in any case, sorted within each folder.
+    """List the files at any depth with one of the endings, in any case.
+
+    They are sorted within each folder.
 
     Args:
         folder: where to look; see `walk` for what is left out.
@@ -47,7 +49,7 @@ def find_files(folder: Path | str, endings: tuple[str, ...] = NIFTI) -> list[Pat
 
 
 def walk(folder: Path | str) -> Iterator[tuple[Path, list[str]]]:
-    """Visit a folder and all below it: hidden ones left out, links followed, each real folder once.
+    """Visit a folder and all below it once: hidden ones are left out, links followed.
 
     Args:
         folder: where to begin. It may itself be hidden or a link.
@@ -72,7 +74,7 @@ def walk(folder: Path | str) -> Iterator[tuple[Path, list[str]]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is hidden, or one that an operating system gives: such files are copies or no images."""
+    """Return whether a name is hidden, or that of an operating system's own folder."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
