@@ -160,6 +160,11 @@ def _plain(cell: str) -> str:
     return cell.replace("\u2212", "-").strip()
 
 
+def _clean(cell: str) -> str:
+    """A cell without spaces around it, and without a byte order mark that a concatenation left."""
+    return cell.strip().removeprefix("\ufeff").strip()
+
+
 def _text(path: Path) -> str:
     """The text of a file in whatever encoding."""
     try:
@@ -205,10 +210,9 @@ def _rows(text: str, separator: str, path: Path) -> Rows:
     line, begun, remark = 1, False, None
     try:
         for cells in reader:
-            cells = [cell.strip().removeprefix("\ufeff") for cell in cells]
-            if not begun and cells and cells[0].startswith("#"):
-                remark = (line, [cells[0].lstrip("# "), *cells[1:]]) if not cells[0].startswith("##") else None
-            elif any(cells):
+            if not begun and cells and (first := _clean(cells[0])).startswith("#"):
+                remark = (line, [first.lstrip("# "), *cells[1:]]) if not first.startswith("##") else None
+            elif any(map(_clean, cells)):
                 if not begun and remark and len(remark[1]) == len(cells) > 1:
                     yield remark
                 begun = True
@@ -239,25 +243,25 @@ def _separator(text: str, path: Path) -> str:
 def _frame(rows: Rows, only: set[str], separator: str, path: Path) -> pd.DataFrame:
     """The table of rows, the first of which holds the names."""
     rows = iter(rows)
-    _, names = next(rows, (0, None))
-    if names is None:
+    names = [_clean(name) for name in next(rows, (0, []))[1]]
+    if not names:
         raise DataError(f"{path}: not a readable table: it is empty; export it again.")
     kept = [k for k, name in enumerate(names) if name and (not only or name.casefold() in only)]
     twice = sorted({names[k] for k in kept if names.count(names[k]) > 1})
     if twice:
         raise DataError(f"{path}: columns {twice} come twice; keep one of each.")
     first = list(islice(rows, LOOKED_AT))
-    numbered = separator == "\t" and [cells[0] for _, cells in first] == [str(k + 1) for k in range(len(first))]
+    numbered = separator == "\t" and [_clean(cells[0]) for _, cells in first] == [str(k + 1) for k in range(len(first))]
     shift = int(bool(first) and numbered and all(len(cells) == len(names) + 1 for _, cells in first))  # R's row numbers
     lines, body = [], []
     for line, cells in chain(first, rows):
-        if any(cells[len(names) + shift :]):
+        if any(map(_clean, cells[len(names) + shift :])):
             raise DataError(
                 f"{path}: line {line} has {len(cells)} cells, but there are {len(names)} names: rows have more cells than "
                 f"the first line has names; put a {separator!r} inside a cell in quotes."
             )
         lines.append(line)
-        body.append([cells[k + shift] if k + shift < len(cells) else "" for k in kept])
+        body.append([_clean(cells[k + shift]) if k + shift < len(cells) else "" for k in kept])
     table = pd.DataFrame(body, columns=[names[k] for k in kept], index=lines, dtype=str)
     table.attrs["names"] = [name for name in names if name]
     return table
