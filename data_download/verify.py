@@ -21,9 +21,10 @@ from medsynth_lib.data.files.nifti import grid_gap, read_header, read_volume
 from medsynth_lib.data.files.paths import split_volume
 from medsynth_lib.data.files.published import ROLES, ROLES_OF, Pairs
 from medsynth_lib.data.files.selection import has, pair_inputs
-from medsynth_lib.data.preparation.contract import Contract, prepare
+from medsynth_lib.data.preparation.contract import Contract, cut_off, prepare
 from medsynth_lib.data.preparation.cubes import CubeContract, prepare_cube
 from medsynth_lib.data.preparation.harmonise import MAKERS, NEEDED, foreseen
+from medsynth_lib.data.preparation.plausibility import require_plausible, warnings_of
 from medsynth_lib.experiments.lesson_data import taken, unsuited
 from medsynth_lib.files import DataError
 from medsynth_lib.processes import run
@@ -193,35 +194,60 @@ def read_scan(scan: Scan, inputs: tuple[str, str] | None) -> Reading:
     reading, volumes = Reading(scan), {}
     paired = (*inputs, "t1") if inputs and all(scan.has(m) for m in (*inputs, "t1")) else ()
     for modality in [m for m in MODALITIES if scan.has(m)]:
-        spoilt = [modality, "pairs"] if modality in (*paired, "seg") and paired else [modality]
         try:
             volumes[modality] = read_image(scan, modality, reading)
         except DataError as error:
-            reading.blame(error, *spoilt)
-    if scan["dataset"] in MAKERS:  # made ready before use, which takes longer than this
-        return reading
-    reading.faults |= {"grid": list(different_grids(volumes))} if len(volumes) > 1 else {}
-    if paired and "pairs" not in reading.faults:
-        attempt(reading, "pairs", prepare_pair, {m: volumes[m] for m in (*paired, "seg") if m in volumes}, inputs)
-    for modality in volumes.keys() & {"ct", "t1"}:
-        attempt(reading, modality, prepare_cube, volumes[modality], CubeContract(modality))
+            reading.blame(error, *spoilt_by(modality, paired))
+    if scan["dataset"] not in MAKERS:  # those are made ready before use, which takes longer than this
+        prepare_all(reading, volumes, paired)
+    look_at(reading, volumes, paired)
     return reading
 
 
-def attempt(reading: Reading, spoilt: str, function: Callable, *arguments: object) -> None:
-    """Call a function; note its DataError as a fault."""
+def spoilt_by(modality: str, paired: tuple[str, ...]) -> tuple[str, ...]:
+    """Say what a bad image spoils: itself, and the pair that it belongs to."""
+    return (modality, "pairs") if paired and modality in (*paired, "seg") else (modality,)
+
+
+def prepare_all(reading: Reading, volumes: dict[str, MetaTensor], paired: tuple[str, ...]) -> None:
+    """Prepare the images of a scan as pairs and as single volumes; note what fails."""
+    reading.faults |= {"grid": list(different_grids(volumes))} if len(volumes) > 1 else {}
+    if paired and "pairs" not in reading.faults:
+        attempt(reading, ("pairs",), prepare_pair, {m: volumes[m] for m in (*paired, "seg") if m in volumes}, reading)
+    for modality in volumes.keys() & {"ct", "t1"}:
+        attempt(reading, (modality,), prepare_cube, volumes[modality], CubeContract(modality))
+
+
+def look_at(reading: Reading, volumes: dict[str, MetaTensor], paired: tuple[str, ...]) -> None:
+    """Note what makes it doubtful that images are what they are called.
+
+    A head with its skull is judged when it has been made ready.
+    """
+    for modality, volume in volumes.items():
+        if modality != "ct" and reading.scan["dataset"] in MAKERS:
+            continue
+        reading.warnings += [f"{volume.meta['filename_or_obj']}: {text}" for text in warnings_of(volume, modality)]
+        attempt(reading, spoilt_by(modality, paired), require_plausible, volume, modality)
+
+
+def attempt(reading: Reading, spoilt: tuple[str, ...], function: Callable, *arguments: object) -> None:
+    """Call a function; note its DataError as a fault of all that it spoils."""
     try:
         function(*arguments)
     except DataError as error:
-        reading.blame(error, spoilt)
+        reading.blame(error, *spoilt)
 
 
-def prepare_pair(case: dict[str, MetaTensor], inputs: tuple[str, str]) -> None:
-    """Prepare a pair coarsely; raise the errors of the lessons."""
+def prepare_pair(case: dict[str, MetaTensor], reading: Reading) -> None:
+    """Prepare a pair coarsely, raise the errors of the lessons, and note what the crop cuts off."""
+    inputs = tuple(m for m in case if m not in ("t1", "seg"))
     first = case[inputs[0]]
     for path, gap in differences(first, case.values()):
         raise DataError(f"{first.meta['filename_or_obj']} and {path}: {gap}")
-    prepare(case, Contract(inputs=inputs, **COARSE))
+    contract = Contract(inputs=inputs, **COARSE)
+    prepare(case, contract)
+    if cut := cut_off(case, contract):
+        reading.warnings.append(f"{first.meta['filename_or_obj']}: {cut}")
 
 
 def read_image(scan: Scan, modality: str, reading: Reading) -> MetaTensor:

@@ -113,6 +113,7 @@ def printed(notebook, marker):
 
 # One class a group: the test runner gives each to a worker of its own.
 class TestPairs:
+    @pytest.mark.timeout(1800)
     def test_lessons_run_on_the_fewest_pairs(self, tmp_path):
         folder = data(["brats2019"], tmp_path / "data", one_more_case)
         assert require_promise(["brats2019"], folder, tmp_path, "01,02,03") == "01 02 03"
@@ -124,6 +125,7 @@ class TestPairs:
 
 
 class TestVolumes:
+    @pytest.mark.timeout(1800)
     def test_lessons_run_on_the_fewest_volumes(self, tmp_path):
         folder = data(["copdgene"], tmp_path / "data", one_more_chest)
         assert require_promise(["copdgene"], folder, tmp_path, "01,02,05,06,07") == "01 05 06 07"
