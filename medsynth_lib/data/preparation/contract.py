@@ -22,6 +22,7 @@ from medsynth_lib.files import DataError, atomic
 
 NORMALISATIONS = ("minmax", "percentile", "zscore", "nyul")
 NYUL_PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
+MOST_VOXELS = 2**28  # of a resampled volume; MONAI's resampling takes 40 bytes a voxel
 LEAST_BACKGROUND = 0.2  # a skull-stripped head has far more exact zeros; an image with skull nearly none
 
 
@@ -137,6 +138,7 @@ class Geometry:
     def __init__(self, contract: Contract, keys: Iterable[str]) -> None:
         keys = list(keys)
         modes = ["nearest" if key == "seg" else "bilinear" for key in keys]
+        self.spacing = contract.spacing
         self.grid = Compose(
             [
                 Orientationd(keys, axcodes=contract.orientation, labels=None),
@@ -147,12 +149,34 @@ class Geometry:
         self.crop = BrainCropd(keys, contract.anchor if contract.anchor in keys else keys[0], contract.size)
 
     def __call__(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
-        """Move all images (1, x, y, z) of a case to the contract's grid."""
+        """Move all images (1, x, y, z) of a case to the contract's grid.
+
+        Raises:
+            DataError: for a grid that takes too much memory, and for a brain that does not fit.
+        """
+        for volume in case.values():
+            require_grid(volume, self.spacing)
         return self.crop(self.grid(case))
 
     def inverse(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Move all images (1, X, Y, Z) back."""
         return self.grid.inverse(self.crop.inverse(case))
+
+
+def require_grid(volume: MetaTensor, spacing: Sequence[float]) -> None:
+    """Raise DataError where a volume is one slice, or has too many voxels at a spacing in mm."""
+    shape, extent = volume.shape[1:], voxel_size(volume) * list(volume.shape[1:])
+    if min(shape) < 2:
+        raise DataError(
+            f"{volume_name(volume)}: {tuple(shape)} voxels are one slice, not a volume; join the slices of a scan into one file."
+        )
+    voxels = float(np.prod(extent) / np.prod(spacing))
+    if voxels > MOST_VOXELS:
+        raise DataError(
+            f"{volume_name(volume)}: {' x '.join(f'{mm:.0f}' for mm in extent)} mm are {voxels / 1e9:.1f} billion voxels of "
+            f"{' x '.join(f'{mm:g}' for mm in spacing)} mm, too many for memory; check the voxel size, or cut the field of view "
+            "down to the head."
+        )
 
 
 def geometry(contract: Contract, keys: Iterable[str]) -> Geometry:
@@ -182,6 +206,8 @@ def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, tor
     for key in contract.modalities:
         if key in case:
             require_stripped(case[key])
+    if "seg" in case:
+        require_labels(case["seg"])
     moved = geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
     mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
     if not mask.any():
@@ -231,6 +257,17 @@ def require_stripped(volume: MetaTensor) -> None:
             f"{volume_name(volume)}: {filled:.0%} of the voxels are not 0, so the skull is still there, or the background is "
             f"another value (the lowest is {float(volume.min()):g}); remove the skull (SynthStrip or HD-BET) and set all "
             "outside the brain to exactly 0, or point DATA_DIR at a data set that the course strips itself."
+        )
+
+
+def require_labels(volume: MetaTensor) -> None:
+    """Raise DataError unless all voxels of a segmentation (1, x, y, z) are whole numbers from 0."""
+    values = volume.as_tensor()
+    wrong = values[(values != values.round()) | (values < 0)]
+    if len(wrong):
+        raise DataError(
+            f"{volume_name(volume)}: {float(wrong[0]):g} is no label; labels are whole numbers from 0: resample them with the "
+            "nearest neighbour, and save them without scaling."
         )
 
 

@@ -145,7 +145,9 @@ def cut_in_words(brain: torch.Tensor, window: tuple[slice, ...], spacing: Sequen
             long = used[-1] + 1 - used[0]
             parts.append(f"{cut * spacing[axis]:.0f} of its {long * spacing[axis]:.0f} mm along {'xyz'[axis]}")
     size = " x ".join(f"{(kept.stop - kept.start) * mm:.0f}" for kept, mm in zip(window, spacing, strict=True))
-    return f"the crop of {size} mm cuts off {share_outside(brain, window):.1%} of the brain, {' and '.join(parts)}"
+    return (
+        f"the crop of {size} mm cuts off {100 * share_outside(brain, window):.2g} % of the brain, {' and '.join(parts)}"
+    )
 
 
 def require_labels_inside(labels: MetaTensor, window: tuple[slice, ...]) -> None:

@@ -15,7 +15,7 @@ from monai.transforms import Orientation, ResampleToMatch, Resize, SpatialCrop
 from torch.utils.data import Dataset
 
 from medsynth_lib.data.files.manifest import Scan
-from medsynth_lib.data.files.nifti import read_volume, volume_name
+from medsynth_lib.data.files.nifti import read_case, read_volume, volume_name
 from medsynth_lib.data.preparation.contract import SavedContract, require_stripped
 from medsynth_lib.data.preparation.crop import voxel_size
 from medsynth_lib.data.preparation.pairs import Remembered, Sample
@@ -222,6 +222,8 @@ class LesionCubes(Cubes):
 
     def make(self, scan: Scan) -> Sample:
         """Read and prepare one scan and its labels."""
-        cube = cube_of(scan, self.contract)
-        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(read_volume(scan.path("seg")), cube)
+        case = read_case(scan, self.contract.modalities)
+        examine(scan, {k: v for k, v in case.items() if k != "seg"})
+        cube = prepare_cube(case[self.contract.modality], self.contract)
+        seg = ResampleToMatch(mode="nearest", padding_mode="zeros")(case["seg"], cube)
         return described(cube, scan) | {"seg": seg.as_tensor().to(torch.uint8)}

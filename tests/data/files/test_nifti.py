@@ -3,6 +3,7 @@
 import errno
 import gzip
 import os
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from medsynth_lib.data.files import nifti
 from medsynth_lib.data.files.manifest import Scan
 from medsynth_lib.data.files.nifti import DataError, read_case, read_volume, write_volume
 
@@ -313,3 +315,9 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_volume(tmp_path / "v.nii", voxels(), AFFINE)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_volume_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+    scan = make_case(tmp_path)
+    monkeypatch.setattr(nifti.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    refused(lambda: read_case(scan), "flair.nii", "GB of memory", "resample")

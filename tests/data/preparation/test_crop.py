@@ -102,7 +102,7 @@ def test_a_field_of_view_like_that_of_brats_is_cropped_in_the_middle():
 def test_a_brain_that_does_not_fit_is_refused_with_what_would_be_lost():
     case = case_of((40, 40, 60), (12, 12, 20), (16, 16, 24))
     with pytest.raises(
-        DataError, match=r"flair.nii: .*16 x 16 x 12 mm cuts off 50.0% .* 12 of its 24 mm along z.*larger"
+        DataError, match=r"flair.nii: .*16 x 16 x 12 mm cuts off 50 % .* 12 of its 24 mm along z.*larger"
     ):
         prepare(case, SMALL)
     prepare(case, dataclasses.replace(SMALL, size=(16, 16, 24)))
@@ -115,7 +115,7 @@ def test_a_little_that_does_not_fit_is_said(capsys):
         case[key][0, 16:20, 16:20, 29] = 5  # a stem below the brain
     sample = prepare(case, SMALL)
     assert sample["mask"].sum() == 16 * 16 * 12
-    assert "stem_flair.nii: the crop of 16 x 16 x 12 mm cuts off 0.5% of the brain, 1 of its 13 mm along z" in (
+    assert "stem_flair.nii: the crop of 16 x 16 x 12 mm cuts off 0.52 % of the brain, 1 of its 13 mm along z" in (
         capsys.readouterr().out
     )
 
@@ -137,3 +137,31 @@ def test_all_contracts_with_flair_crop_alike():
     four = dataclasses.replace(four, target=None)
     assert torch.equal(prepare(case, two)["seg"], prepare(case, four)["seg"])
     assert torch.equal(prepare(case, two)["y"][0], prepare(case, four)["x"][3])
+
+
+@pytest.mark.parametrize("value", [3.9999, -1.0, 0.5])
+def test_labels_are_whole_numbers(value):
+    case = case_of((20, 20, 20), (5, 5, 5), (6, 6, 6))
+    case["seg"][0, 6, 6, 6] = value
+    with pytest.raises(DataError, match=rf"seg.nii: {value:g} is no label.*nearest"):
+        prepare(case, SMALL)
+    case["seg"][:] = 0  # no tumour is an answer, too
+    assert not prepare(case, SMALL)["seg"].any()
+
+
+def test_grids_that_cannot_be_resampled_are_refused_before_memory_is_asked_for():
+    with pytest.raises(
+        DataError, match=r"flair.nii: 900 x 900 x 900 mm are 729.0 billion voxels of 0.1 x 0.1 x 0.1 mm"
+    ):
+        prepare(case_of((30, 30, 30), (5, 5, 5), (6, 6, 6), spacing=30.0), Contract(spacing=(0.1,) * 3))
+    with pytest.raises(DataError, match=r"flair.nii: \(30, 30, 1\) voxels are one slice"):
+        prepare(case_of((30, 30, 1), (5, 5, 0), (6, 6, 1)), SMALL)
+
+
+def test_thick_slices_become_cubic_voxels_of_the_same_brain():
+    case = case_of((60, 60, 8), (20, 20, 2), (12, 12, 3), spacing=(1, 1, 6))
+    sample = prepare(case, Contract(size=(40, 40, 40)))
+    used = np.ptp(np.argwhere(sample["mask"][0].numpy()), axis=0) + 1
+    assert (
+        used[:2].tolist() == [12, 12] and 18 <= used[2] <= 24
+    )  # mm; linear interpolation reaches into the next slices

@@ -1,15 +1,18 @@
 """HA-GAN's preparation: window, trimming, resizing, and the volumes that survive it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from monai.data import MetaTensor
 
+from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import read_volume, write_volume
 from medsynth_lib.data.preparation.crop import voxel_size
 from medsynth_lib.data.preparation.cubes import (
     CubeContract,
     Cubes,
+    LesionCubes,
     prepare_cube,
     resize,
     scale_ct,
@@ -146,3 +149,21 @@ def test_cubes_on_disk_are_the_same_to_16_bits(tmp_path):
         assert mine["x"].dtype == torch.float32 and (mine["x"] - theirs["x"]).abs().max() <= 2 / (2**16 - 1) / 2 * 1.01
     manifest.scans()[0].path("ct").unlink()  # what is stored does not need the scans any more
     assert torch.equal(cubes.on_disk(tmp_path / "cache", "key")[0]["x"], stored[0]["x"])
+
+
+def test_labels_of_cubes_are_read_as_labels(tmp_path):
+    image = np.zeros((20, 24, 16), np.float32)
+    image[4:16, 5:20, 3:12] = 100 + np.arange(12 * 15 * 9).reshape(12, 15, 9)
+    write_volume(tmp_path / "t1.nii.gz", image, np.eye(4), "float32")
+    table = pd.DataFrame([dict(subject="S", site="A", split="train", t1="t1.nii.gz", seg="seg.nii.gz")])
+    for labels, wrong in ((0 * image, None), (4.0 * (image > 900), None), (3.9999 * (image > 900), "3.9999")):
+        write_volume(tmp_path / "seg.nii.gz", labels, np.eye(4), "float32")
+        cubes = LesionCubes(Manifest(table, tmp_path), CubeContract("t1", 16))
+        if wrong:
+            with pytest.raises(DataError, match=f"seg.nii.gz: .*{wrong}"):
+                cubes[0]
+        else:
+            assert set(cubes[0]["seg"].unique().tolist()) == set(np.unique(labels).tolist())
+    write_volume(tmp_path / "seg.nii.gz", 0 * image, np.diag([1.0, 1, 2, 1]), "float32")
+    with pytest.raises(DataError, match="affines"):
+        LesionCubes(Manifest(table, tmp_path), CubeContract("t1", 16))[0]
