@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from data_download import registry
-from medsynth_lib.files import DataError, print_anywhere
+from medsynth_lib.files import DataError, print_anywhere, provide_home
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     print_anywhere()
     args = parser().parse_args(arguments)
     try:
+        if args.command in ("get", "verify", "lookalike"):
+            provide_home()
         return COMMANDS[args.command](args)
     except DataError as error:
         print(error, file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medsynth_lib.files import DataError, print_anywhere
+from medsynth_lib.files import DataError, print_anywhere, provide_home
 
 OVERVIEW = """Learn 3D medical image synthesis by running two papers: a slice-VAE domain adaptation of a 3D pix2pix, and HA-GAN.
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return HANDED_OVER[words[0]](words[1:])
     options = make_parser().parse_args(words)
     try:
+        provide_home()
         return options.call(options)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

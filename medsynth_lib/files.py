@@ -1,6 +1,7 @@
 """Where things are kept, what they are called, and how they are written: a crash leaves the old file or the new one."""
 
 import dataclasses
+import getpass
 import hashlib
 import json
 import os
@@ -56,6 +57,24 @@ def cache_folder(*parts: str) -> Path:
             f"{folder}: cannot be made ({error.strerror}); set MEDSYNTH_CACHE to a folder that can be written."
         ) from error
     return folder
+
+
+def provide_home() -> None:
+    """Give a user without a name or a home both, since other packages ask for them on import.
+
+    Such a user is that of a container with an unknown number. The home is a folder of the cache.
+
+    Raises:
+        DataError: where MEDSYNTH_CACHE is not set either.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(cache_folder("home"))
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = "medsynth"
 
 
 def full_path(path: Path | str) -> Path:

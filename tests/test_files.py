@@ -1,5 +1,6 @@
 """Folders and terminals: ~, relative paths and no home folder; a folder for one process at a time; letters it cannot print."""
 
+import getpass
 import os
 import pwd
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medsynth_lib import files
-from medsynth_lib.files import DataError, cache_folder, full_path, reserved, say_once
+from medsynth_lib.files import DataError, cache_folder, full_path, provide_home, reserved, say_once
 
 
 @pytest.fixture
@@ -43,10 +44,25 @@ def test_the_cache_is_below_home_or_where_it_is_said(tmp_path, monkeypatch):
 def test_without_a_home_the_cache_must_be_named(homeless, monkeypatch, tmp_path):
     for given in ("", "~/x", "~nobody-of-this-name/x"):
         monkeypatch.setenv("MEDSYNTH_CACHE", given)
-        with pytest.raises(DataError, match="home folder is not known.*set MEDSYNTH_CACHE"):
+        with pytest.raises(DataError, match="home folder is not known.*set MEDSYNTH_CACHE to"):
             cache_folder("atlas")
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
     assert cache_folder("atlas") == tmp_path / "atlas"
+
+
+def test_a_user_without_a_home_gets_one_in_the_cache(homeless, monkeypatch, tmp_path):
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MEDSYNTH_CACHE", raising=False)
+    with pytest.raises(DataError, match="set MEDSYNTH_CACHE"):
+        provide_home()
+    monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
+    provide_home()
+    assert Path.home() == tmp_path / "home" and getpass.getuser() == "medsynth"
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.setenv("HOME", "/home/me")
+    provide_home()
+    assert Path.home() == Path("/home/me") and getpass.getuser() == "me"
 
 
 def test_a_full_path_is_absolute(tmp_path, monkeypatch):
