@@ -47,9 +47,7 @@ def cache_folder(*parts: str) -> Path:
     try:
         folder = Path(full_path(os.environ.get("MEDSYNTH_CACHE") or "~/.cache/medsynth"), *parts)
     except DataError as error:
-        raise DataError(
-            f"No place for the cache ({error}); set MEDSYNTH_CACHE to a folder that can be written."
-        ) from error
+        raise DataError(f"{error} Or set MEDSYNTH_CACHE to a folder that can be written.") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -54,7 +54,7 @@ def test_a_user_without_a_home_gets_one_in_the_cache(homeless, monkeypatch, tmp_
     for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("MEDSYNTH_CACHE", raising=False)
-    with pytest.raises(DataError, match="set MEDSYNTH_CACHE"):
+    with pytest.raises(DataError, match="set HOME. Or set MEDSYNTH_CACHE to"):
         provide_home()
     monkeypatch.setenv("MEDSYNTH_CACHE", str(tmp_path))
     provide_home()
