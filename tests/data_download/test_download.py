@@ -26,7 +26,8 @@ from data_download import archive, download, registry
 from data_download.__main__ import main
 from data_download.verify import verify
 from medsynth_lib.data.files.nifti import write_volume
-from medsynth_lib.data.files.published import ROLES, refusal
+from medsynth_lib.data.files.published import FEWEST, ROLES, refusal
+from medsynth_lib.data.files.selection import fewest_subjects, needs
 from medsynth_lib.files import DataError
 
 
@@ -737,7 +738,9 @@ def test_verify_finds_two_grids_in_a_published_scan(tmp_path):
     moved, rng = np.eye(4), np.random.default_rng(0)
     moved[0, 3] = 0.5
     for m, shape, affine in (("FLAIR", (4, 4, 4), np.eye(4)), ("T1", (4, 4, 5), np.eye(4)), ("T2", (4, 4, 4), moved)):
-        write_volume(tmp_path / f"UCSF-PDGM-0004_{m}.nii.gz", np.pad(rng.uniform(1, 9, [n - 2 for n in shape]), 1), affine)
+        write_volume(
+            tmp_path / f"UCSF-PDGM-0004_{m}.nii.gz", np.pad(rng.uniform(1, 9, [n - 2 for n in shape]), 1), affine
+        )
     report = verify("ucsf_pdgm", tmp_path)
     assert not report.usable and len(report.bad) == 2
     shapes, affines = report.bad
@@ -793,3 +796,17 @@ def test_verify_promises_each_lesson_what_it_needs(own, sites, runs, lesson, rea
     assert " ".join(name for name, (usable, _) in report.lessons.items() if usable) == runs
     if lesson:
         assert reason in report.lessons[lesson][1]
+
+
+def test_the_readme_has_the_minima_of_the_lessons():
+    text = registry.PATH.with_name("README.md").read_text()
+    for lesson in FEWEST:
+        (row,) = re.findall(rf"\| {lesson} \| (.*) \| (.*) \|", text)
+        assert f"{fewest_subjects(lesson)} " in row[0] and row[1] == needs(lesson)
+
+
+def test_verify_looks_for_images_that_are_not_what_they_are_called(own):
+    """Numbers that ran over the end of their type: the lesson would refuse them, so `verify` does."""
+    report = own("AAABBB", p1_t1=lambda v, a: (np.where(v > 75, v - 128, v), a))
+    assert not report.usable or "p1_t1.nii.gz" in " ".join(report.roles["pairs"])
+    assert any("p1_t1.nii.gz" in text for text in report.bad)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medsynth_lib.data.files.nifti import read_volume
-from medsynth_lib.experiments.broken_input import complaint, with_voxel
+from medsynth_lib.experiments.broken_input import complaint, stored_image, with_voxel
 
 
 def image():
@@ -27,3 +27,11 @@ def test_a_complaint_hides_the_folder_and_must_come(tmp_path):
     assert text.startswith("…/bad.nii.gz") and str(tmp_path) not in text
     with pytest.raises(AssertionError, match="read_volume"):
         complaint(tmp_path, read_volume, tmp_path / "good.nii.gz")
+
+
+def test_the_stored_image_of_a_4d_file_is_its_named_volume(tmp_path):
+    data = np.arange(48, dtype=np.int16).reshape(2, 3, 4, 2) + 1
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "four.nii.gz")
+    nib.save(nib.Nifti1Image(data[..., :1], np.eye(4)), tmp_path / "one#2.nii.gz")
+    assert np.array_equal(np.asarray(stored_image(f"{tmp_path}/four.nii.gz#1").dataobj), data[..., 1])
+    assert np.array_equal(np.asarray(stored_image(tmp_path / "one#2.nii.gz").dataobj), data[..., 0])

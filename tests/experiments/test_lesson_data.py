@@ -9,11 +9,18 @@ import pytest
 from medsynth_lib.course.lesson import open_lesson
 from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.manifest import Manifest
-from medsynth_lib.data.files.selection import pair_inputs, site_pair
+from medsynth_lib.data.files.selection import fewest_subjects, pair_inputs, site_pair
 from medsynth_lib.data.files.splits import split_sites
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects
-from medsynth_lib.experiments.lesson_data import kind_of, lesson_contract, lesson_manifest, lesson_volumes, volumes
+from medsynth_lib.experiments.lesson_data import (
+    kind_of,
+    lesson_contract,
+    lesson_manifest,
+    lesson_volumes,
+    require_data,
+    volumes,
+)
 from medsynth_lib.experiments.trained_models import load
 from medsynth_lib.files import DataError
 from medsynth_lib.settings import load_settings, notebooks_folder
@@ -188,3 +195,30 @@ def test_sites_can_be_chosen(tmp_path):
         "01", "quick", data_dir=lesson.data_dir, out_dir=tmp_path / "o", overrides=dict(real_sites=["P", "R"])
     )
     assert set(lesson_manifest(lesson).table["site"]) == {"P", "R"}
+
+
+@pytest.mark.parametrize("lesson", ["05", "06", "07"])
+def test_lessons_of_volumes_refuse_too_few_in_their_first_cell(tmp_path, lesson):
+    fewest = fewest_subjects(lesson)
+    rows = [f"p{i},X,p{i}.nii.gz\n" for i in range(fewest)]
+    (tmp_path / "data").mkdir()
+    for count in (fewest - 1, fewest):
+        (tmp_path / "data" / "manifest.csv").write_text("subject,site,ct\n" + "".join(rows[:count]))
+        opened = open_lesson(lesson, "quick", data_dir=tmp_path / "data", out_dir=tmp_path / "out")
+        if count == fewest:
+            require_data(opened)
+        else:
+            with pytest.raises(DataError, match=f"CT has {count} subject.*lesson {lesson} needs at least {fewest} "):
+                require_data(opened)
+
+
+def test_sites_that_are_not_there_are_named(tmp_path):
+    lesson = own(
+        tmp_path, "subject,site,flair,t2,t1\n" + "".join(f"{s}{i},{s},f,t,y\n" for s in "AB" for i in range(3))
+    )
+    for sites in (["A", "C"], ["A"], ["A", "A"]):
+        opened = open_lesson(
+            "02", "quick", data_dir=lesson.data_dir, out_dir=tmp_path, overrides=dict(real_sites=sites)
+        )
+        with pytest.raises(DataError, match="are not two of its sites A, B; correct the setting real_sites"):
+            require_data(opened)

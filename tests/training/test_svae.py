@@ -282,6 +282,12 @@ def test_few_volumes_are_shrunk_and_the_variance_is_kept():
         SliceModel(codes[:1])
 
 
+def test_a_slice_model_of_two_volumes_has_shares_of_shrinkage():
+    """Of two volumes the estimate of the share is an integer: it must not become the type of all of them."""
+    model = SliceModel(torch.randn(2, 6, 4, 2, 2, generator=torch.Generator().manual_seed(0)))
+    assert model.shrinkage.is_floating_point() and 0 <= float(model.shrinkage.mean()) <= 1
+
+
 def test_distances_tell_equal_from_different_and_shuffled_from_whole():
     grid = torch.linspace(-1, 1, 16)
     balls = torch.stack([(torch.stack(torch.meshgrid(grid, grid, grid, indexing="ij")).square().sum(0) < r).float()
