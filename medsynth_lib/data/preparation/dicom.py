@@ -23,6 +23,10 @@ AIR, CT_RANGE = -1024.0, (-1024.0, 3071.0)  # HU of a 12-bit CT number
 SAME_MM = 0.01  # slices closer than this lie at one position
 UNEVEN, UNEVEN_MM = 0.10, 0.06  # of the step, or mm: positions rounded to a tenth of a millimetre are even
 DRIFT, TILT = 0.5, 0.2  # pixels, or degrees: a stack that leans less than either counts as straight
+OTHERS = (  # modalities that lie beside CT
+    "CR", "DX", "DOC", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT",
+    "RWV", "SC", "SEG", "SR", "US", "XA",
+)  # fmt: skip
 NO_IMAGES = ("dicomdir", "readme", "license", "version")  # files without an ending that are no slices
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: dose reports, screens
 NATIVE = (
@@ -109,10 +113,10 @@ def read_headers(folder: Path) -> dict[Path, Any]:
     read = {path: header_of(path) for path in paths}
     found = {path: header for path, header in read.items() if header is not None}
     endings = {ending(path) for path in found} | {".dcm"}
-    damaged = [p.name for p in paths if p not in found and ending(p) in endings and p.name.lower() not in NO_IMAGES]
-    if damaged:
+    broken = [p.name for p in paths if p not in found and ending(p) in endings and p.name.lower() not in NO_IMAGES]
+    if broken:
         raise DataError(
-            f"{folder}: {len(damaged)} file(s) such as {damaged[0]} are no readable DICOM; "
+            f"{folder}: {len(broken)} file(s) such as {broken[0]} are no readable DICOM; "
             "download the series again, or move them out if they are no slices."
         )
     return found
@@ -156,7 +160,7 @@ def ct_images(headers: dict[Path, Any], folder: Path) -> dict[Path, Any]:
     Raises:
         DataError: where no slice is among them.
     """
-    kinds = {path: kind_of(header) for path, header in headers.items()}
+    kinds = {path: kind_of(path, header) for path, header in headers.items()}
     aside = Counter(kind for kind in kinds.values() if kind != "CT")
     listed = ", ".join(f"{n} x {kind}" for kind, n in sorted(aside.items()))
     if len(aside) == len(set(kinds.values())):
@@ -171,16 +175,29 @@ def ct_images(headers: dict[Path, Any], folder: Path) -> dict[Path, Any]:
     return {path: header for path, header in headers.items() if kinds[path] == "CT"}
 
 
-def kind_of(header: Any) -> str:
-    """Return "CT" for a slice, else what a file holds."""
-    modality = text(header.get("Modality")) or "no modality"
+def kind_of(path: Path, header: Any) -> str:
+    """Return "CT" for a slice, else what a file holds.
+
+    Raises:
+        DataError: for a file that does not say what it is.
+    """
+    try:
+        modality = text(header.get("Modality"))
+        samples, captured = header.get("SamplesPerPixel", 1), str(header.SOPClassUID).startswith(CAPTURE)
+        scout = "LOCALIZER" in text(header.get("ImageType")).upper()
+    except Exception as error:  # values of the wrong kind raise whatever their use raises
+        raise damaged(path, error) from error
+    if modality not in ("CT", *OTHERS) or samples not in (1, 3):
+        raise damaged(path, f"Modality '{modality}', {samples} samples a pixel")
     if modality != "CT":
         return modality
-    if "LOCALIZER" in text(header.get("ImageType")).upper():
-        return "localiser"
-    if str(header.SOPClassUID).startswith(CAPTURE) or header.get("SamplesPerPixel", 1) != 1:
-        return "screen capture"
-    return "CT"
+    return "localiser" if scout else "screen capture" if captured or samples == 3 else "CT"
+
+
+def damaged(path: Path, reason: Any) -> DataError:
+    """Make the error of a header that makes no sense."""
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    return DataError(f"{path}: damaged DICOM header, or no image ({lines[-1]}); download it again, or move it out.")
 
 
 def text(value: Any) -> str:
@@ -204,10 +221,7 @@ def frames_of(path: Path, header: Any) -> list[Frame]:
     except DataError:
         raise
     except Exception as error:  # values of the wrong kind raise whatever their use raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f"{path}: damaged DICOM header, or no image ({reason[-1]}); download it again, or move it out."
-        ) from error
+        raise damaged(path, error) from error
 
 
 def enhanced(path: Path, header: Any) -> Iterator[Frame]:

@@ -138,6 +138,8 @@ def make_scan(name: str, scan: Scan, folder: Path, number: int) -> dict | tuple[
             volumes = MAKERS[name](scan, number)
         except DataError as error:
             return scan["subject"], str(error)
+        except RuntimeError as error:  # SimpleITK has no other: the next scan may still be made
+            return scan["subject"], f"SimpleITK failed ({last_line(error)}); check size and orientation of its images."
         with atomic(target) as temporary:
             for modality, (array, affine) in volumes.items():
                 kind = "uint8" if modality == "seg" else "int16" if modality == "ct" else "float32"
@@ -281,8 +283,18 @@ def register(
     Raises:
         DataError: where the optimiser fails.
     """
-    fixed, moving = coarse(fixed), coarse(moving)
-    start = sitk.CenteredTransformInitializer(fixed, moving, transform, sitk.CenteredTransformInitializerFilter.MOMENTS)
+    method = mutual_information(mask)
+    kind = sitk.CenteredTransformInitializerFilter.MOMENTS
+    try:
+        fixed, moving = coarse(fixed), coarse(moving)
+        method.SetInitialTransform(sitk.CenteredTransformInitializer(fixed, moving, transform, kind))
+        return method.Execute(fixed, moving)
+    except RuntimeError as error:
+        raise DataError(f"registration failed ({last_line(error)}); check the images' orientation.") from error
+
+
+def mutual_information(mask: sitk.Image | None) -> sitk.ImageRegistrationMethod:
+    """Return the method of `register`, without the transform that it starts from."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     if mask is not None:
@@ -295,13 +307,12 @@ def register(
     method.SetShrinkFactorsPerLevel([3, 1])
     method.SetSmoothingSigmasPerLevel([5, 2])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-    method.SetInitialTransform(start)
-    try:
-        return method.Execute(fixed, moving)
-    except RuntimeError as error:
-        raise DataError(
-            f"registration failed ({str(error).strip().splitlines()[-1]}); check the images' orientation."
-        ) from error
+    return method
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error: the first ones of SimpleITK name its own source."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def coarse(image: sitk.Image) -> sitk.Image:

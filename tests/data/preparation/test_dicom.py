@@ -416,6 +416,11 @@ BAD = dict(
     coronal_beside=(lambda f: beside(f, coronal, lambda k: k < 2), "slices of 2 grids in one series.*36 slices.*2 slices"),
     other_pixels=(lambda f: edit(f, put("PixelSpacing", [0.5, 0.5]), lambda k: k < 3), "slices of 2 grids"),
     cut_file=(cut, "damaged DICOM"),
+    no_modality=(without("Modality", lambda k: k == 35), "damaged DICOM header, or no image .Modality ''"),
+    odd_modality=(lambda f: edit(f, put("Modality", "KT"), lambda k: k == 0), "Modality 'KT'"),
+    header_cut=(lambda f: one(f, 35).write_bytes(one(f, 35).read_bytes()[:600]), "without a usable ImageOrientationPatient"),
+    odd_bytes=(lambda f: one(f).write_bytes(one(f).read_bytes().replace(b"(\x00\x02\x00\x02", b"(\x00\x02\x00\x03")),
+               "DICOM"),
     empty_file=(lambda f: one(f).write_bytes(b""), r"1 file\(s\) such as .*dcm are no readable DICOM"),
     text_file=(lambda f: one(f).write_text("<html>404</html>" * 30), "are no readable DICOM"),
     unknown_compression=(
