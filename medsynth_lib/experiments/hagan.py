@@ -23,7 +23,14 @@ from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation import ct
 from medsynth_lib.evaluation.recovery import BACKGROUND
 from medsynth_lib.evaluation.segmentation import label_structures
-from medsynth_lib.experiments.lesson_data import kind_of, lesson_volumes, simulated_subjects, simulated_volumes, workers
+from medsynth_lib.experiments.lesson_data import (
+    kind_of,
+    lesson_volumes,
+    require_data,
+    simulated_subjects,
+    simulated_volumes,
+    workers,
+)
 from medsynth_lib.experiments.trained_models import Trained, train_or_load
 from medsynth_lib.files import DataError, cache_folder, fingerprint
 
@@ -43,7 +50,11 @@ def lesson_cubes(lesson: Any, modality: str) -> tuple[dict[str, CubesOnDisk], st
 
     Returns:
         Cubes by split (train, tune, test), and "simulated" or "real".
+
+    Raises:
+        DataError: where DATA_DIR has neither enough chests nor enough brains; one of them is simulated where it lacks.
     """
+    require_data(lesson)
     manifest = lesson_volumes(lesson, modality, required=False)
     contract = CubeContract(modality, lesson.settings.hagan.size)
     parts = {name: Cubes(manifest.select(split=name), contract) for name in ("train", "tune", "test")}

@@ -69,7 +69,7 @@ def require_data(lesson: Any) -> None:
     if lesson.data_dir is None:
         return
     manifest = open_dataset(lesson.data_dir)
-    roles = [("pairs", None)] * ("pairs" in ROLES_OF[lesson.notebook])
+    roles: list[tuple[str, str | None]] = [("pairs", None)] * ("pairs" in ROLES_OF[lesson.notebook])
     roles += [("volumes", modality) for modality in ("ct", "t1")] * ("volumes" in ROLES_OF[lesson.notebook])
     reasons = [unsuited(manifest, lesson, *role) for role in roles]
     if None not in reasons:
