@@ -17,7 +17,7 @@ export PROFILE ONLY OUT JOBS DATA_DIR REFERENCE
 BIN     := .venv/bin
 TESTS   := OMP_NUM_THREADS=1 MEDSYNTH_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help run check test matrix rooms fuzz lab student sweep-uda sweep-vae bench bench-gpu full-size clean
+.PHONY: help run check test matrix rooms fuzz soak lab student sweep-uda sweep-vae bench bench-gpu full-size clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make test     all tests, then every notebook in profile quick'
 	@echo 'make fuzz     100,000 damaged images, series, folders, manifests, archives and names (some hundreds are part of make test)'
 	@echo 'make matrix   every lesson on a look-alike of every supported data set: hours (make test runs two sets)'
+	@echo 'make soak     kill -9 at 100 random moments of simulation, cache, training and batch run: the same files in the end'
 	@echo 'make student  copies of the notebooks without solutions, in build/student'
 	@echo 'make sweep-uda  every row of lesson 04 with three seeds and three directions: hours, resumable'
 	@echo 'make rooms    write the table of rooms and arrows into CONTRIBUTING.md'
@@ -68,6 +69,9 @@ fuzz: .venv/stamp
 
 matrix: .venv/stamp
 	MEDSYNTH_MATRIX=full $(BIN)/python -m pytest --timeout=7200 tests/course/test_notebook_cells.py
+
+soak: .venv/stamp
+	MEDSYNTH_SOAK=1 $(BIN)/python -m pytest -s tests/test_faults.py -k random_moments
 
 lab: .venv/stamp
 	$(BIN)/jupyter lab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks

@@ -5,6 +5,7 @@ The cache's own faults are in test_volume_cache.py, the downloader's in test_dow
 
 import ast
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -125,6 +126,21 @@ def test_two_simulations_of_one_data_set_at_once(kind, tmp_path, undisturbed):
         assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
     assert content(tmp_path / "data") == undisturbed[kind]
     assert not [p for p in (tmp_path / "data").rglob(".*")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_work_that_is_killed_at_random_moments_ends_with_the_same_files(tmp_path):
+    """Six kills, or a hundred with MEDSYNTH_SOAK=1, over simulation, cache, training and batch run."""
+    kills = 100 if os.environ.get("MEDSYNTH_SOAK") == "1" else 6
+    command = [sys.executable, str(REPO / "tests" / "soak.py"), str(tmp_path), str(kills)]
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1", "MEDSYNTH_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    print(done.stdout)
+    assert sum(row["kills"] for row in rows.values()) >= kills
+    assert all(row["kills"] and row["finished_and_equal"] and row["files"] for row in rows.values())
 
 
 def test_output_that_cannot_be_written(tmp_path):
