@@ -66,7 +66,7 @@ def require_data(lesson: Any) -> None:
 
     The first cell of a lesson asks it, before anything is computed. No voxel is read.
     """
-    if lesson.data_dir is None:
+    if lesson.data_dir is None or not ROLES_OF[lesson.notebook]:
         return
     manifest = open_dataset(lesson.data_dir)
     roles: list[tuple[str, str | None]] = [("pairs", None)] * ("pairs" in ROLES_OF[lesson.notebook])
@@ -115,16 +115,18 @@ def real_scans(lesson: Any, role: str, modality: str | None, required: bool) -> 
         required: whether data that does not suit is an error.
 
     Raises:
-        DataError: with each data set's reason, where none can and one is required.
+        DataError: with each data set's reason, where none can and one is required; and for two cells with one image.
     """
     if lesson.data_dir is None:
         return None
     manifest = open_dataset(lesson.data_dir)
     reason = unsuited(manifest, lesson, role, modality)
     if reason is None:
+        chosen = suited(manifest, role, modality)
+        require_distinct(
+            taken(foreseen(chosen), lesson, role, modality), **workers()
+        )  # no data takes the place of copies
         try:
-            chosen = suited(manifest, role, modality)
-            require_distinct(taken(foreseen(chosen), lesson, role, modality), **workers())
             ready = ready_dataset(chosen, **workers())
             return taken(complete(ready, (modality,) if modality else read_in_pairs(ready)), lesson, role, modality)
         except DataError as error:  # what could not be made ready is left out: too few may remain

@@ -207,7 +207,7 @@ class Manifest:
 
 
 def _with_slashes(cell: str, root: Path) -> str:
-    """A path that Windows wrote, p1\\t1.nii, as p1/t1.nii; a name that really has a backslash stays."""
+    """A path that Windows wrote, with slashes; a name that really has a backslash stays."""
     return cell if "\\" not in cell or (root / cell).exists() else cell.replace("\\", "/")
 
 
