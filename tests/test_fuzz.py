@@ -586,7 +586,7 @@ def replaced_by_folder(path, other, text):
 
 def moved(path, other, text):
     """Into another folder, as somebody who tidies up might."""
-    place = path.parent.parent / ("moved" + text)
+    place = path.parent / ("moved" + text)
     place.mkdir(exist_ok=True)
     path.rename(place / path.name)
     return {path}

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -222,3 +224,15 @@ def test_sites_that_are_not_there_are_named(tmp_path):
         )
         with pytest.raises(DataError, match="are not two of its sites A, B; correct the setting real_sites"):
             require_data(opened)
+
+
+def test_copies_end_a_lesson_and_are_not_replaced_by_simulated_data(tmp_path):
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        nib.save(nib.Nifti1Image(rng.uniform(1, 9, (4, 4, 4)), np.eye(4)), tmp_path / "data" / f"p{i}.nii.gz")
+    rows = "".join(f"p{i},X,p{min(i, 4)}.nii.gz\n" for i in range(6))  # the last one names the file of the fifth
+    (tmp_path / "data" / "manifest.csv").write_text("subject,site,t1\n" + rows)
+    lesson = open_lesson("05", "quick", data_dir=tmp_path / "data", out_dir=tmp_path / "out")
+    with pytest.raises(DataError, match="p4.*p5"):
+        lesson_volumes(lesson, "t1", required=False)
