@@ -52,6 +52,11 @@ def test_one_table_in_many_dialects(tmp_path, content, encoding):
     assert names_column(path, ["SID"]) and not names_column(path, ["id"])
 
 
+def test_the_separator_is_the_one_that_fits_the_rows(tmp_path):
+    path = written(tmp_path, "id;age, in years, at scan, or so;v\n1;2,5;3\n2;3,5;4\n")
+    assert list(read_table(path).columns) == ["id", "age, in years, at scan, or so", "v"]
+
+
 def test_windows_encoding_is_said_once(tmp_path, capsys):
     SAID.clear()
     path = written(tmp_path, PLAIN, encoding="cp1252")
@@ -117,6 +122,7 @@ def test_columns_are_found_in_any_case_or_what_is_there_is_said(tmp_path):
         (",", ["1", "2.5", "1e3", "-4"], [1, 2.5, 1000, -4]),
         (",", ["NA", "n/a", "", "Not Available", ".", "7"], [np.nan] * 5 + [7]),
         (";", ["55,2", "3", "1,234"], [55.2, 3, 1.234]),  # a semicolon proves the decimal comma
+        (";", ["1,234"], [1.234]),
         ("\t", ["55,2", "3", "1,234"], [55.2, 3, 1.234]),  # so does another cell of the column
         (",", ['"0,5"', '"12,25"'], [0.5, 12.25]),
         (",", ["\u22123.5"], [-3.5]),
