@@ -13,6 +13,7 @@ from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.selection import fewest_subjects, pair_inputs, site_pair
 from medsynth_lib.data.files.splits import split_sites
+from medsynth_lib.data.preparation.harmonise import foreseen
 from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.evaluation.synthesis import copy_input, mean_target, predict, score_subjects
 from medsynth_lib.experiments.lesson_data import (
@@ -236,3 +237,14 @@ def test_copies_end_a_lesson_and_are_not_replaced_by_simulated_data(tmp_path):
     lesson = open_lesson("05", "quick", data_dir=tmp_path / "data", out_dir=tmp_path / "out")
     with pytest.raises(DataError, match="p4.*p5"):
         lesson_volumes(lesson, "t1", required=False)
+
+
+def test_the_sites_that_msd_will_have_are_foreseen():
+    """Every second complete scan gets the simulated shift; the third lacks a contrast and does not count."""
+    rows = [
+        dict(subject=f"p{i}", site="MSD", split="", dataset="msd_task01", flair="f", t1="t", t2="u", seg="")
+        for i in range(4)
+    ]
+    manifest = listed([row | dict(t1ce="" if i == 2 else "g") for i, row in enumerate(rows)])
+    found = foreseen(manifest).table
+    assert found["subject"].tolist() == ["p0", "p1", "p3"] and found["site"].tolist() == ["MSD", "MSD-shifted", "MSD"]
