@@ -4,7 +4,7 @@ The paper crops the middle 144 of BraTS's 155 slices (section 3). A field of vie
 In a larger one the brain may lie low, high or aside, above neck and shoulders for instance: then the crop follows it.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,12 +30,12 @@ class BrainCropd(MapTransform, InvertibleTransform):
         DataError: where the brain does not fit, and where labels ("seg") would be cut off.
     """
 
-    def __init__(self, keys: Iterable[Hashable], anchor: Hashable, size: Sequence[int]) -> None:
+    def __init__(self, keys: Iterable[str], anchor: str, size: Sequence[int]) -> None:
         super().__init__(keys)
         self.anchor, self.size = anchor, tuple(size)
         self.crop = ResizeWithPadOrCrop(self.size)
 
-    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+    def __call__(self, data: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Crop all images alike."""
         window = fitting_window(data[self.anchor], self.size)
         self.crop.cropper = SpatialCrop(roi_slices=window)
@@ -43,7 +43,7 @@ class BrainCropd(MapTransform, InvertibleTransform):
             require_labels_inside(data["seg"], window)
         return dict(data) | {key: self.crop(data[key]) for key in self.keys}
 
-    def inverse(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+    def inverse(self, data: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Put all images back where the last call took them from, with 0 around them."""
         return dict(data) | {key: self.crop.inverse(data[key]) for key in self.keys}
 

@@ -128,5 +128,5 @@ class PairedVolumes(Remembered):
         examine(scan, case)
         sample = prepare(case, self.contract)
         if not scan.simulated and (cut := cut_off(case, self.contract)):
-            say_once("crop", f"{scan.path(self.contract.anchor)}: {cut}; `verify` lists other scans like it.")
+            say_once("crop", f"{scan.path(self.contract.anchor)}: {cut}. Other scans may be like it.")
         return sample | {"subject": scan["subject"], "site": scan["site"]}

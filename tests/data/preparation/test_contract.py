@@ -10,8 +10,10 @@ import torch
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
+from medsynth_lib import files
 from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import DataError, write_volume
+from medsynth_lib.data.preparation import crop
 from medsynth_lib.data.preparation.contract import (
     NYUL_PERCENTILES,
     Contract,
@@ -451,3 +453,15 @@ def test_inputs_only_never_opens_the_target(manifest, tmp_path):
 def test_empty_data_set(manifest):
     with pytest.raises(DataError, match="no rows"):
         PairedVolumes(manifest.select(site="B"), SMALL)
+
+
+def test_lessons_say_what_the_crop_cuts_off_a_real_brain(manifest, capsys, monkeypatch):
+    monkeypatch.setattr(files, "SAID", set())
+    tight = dataclasses.replace(SMALL, size=(16, 16, 11))  # one slice of the brain too few
+    monkeypatch.setattr(crop, "MOST", 0.2)
+    PairedVolumes(manifest, tight).preload()
+    said = capsys.readouterr().out
+    assert said.count("_flair.nii.gz: the crop of 16 x 16 x 11 mm cuts off") == 1 and "1 of its 12 mm along z" in said
+    monkeypatch.setattr(files, "SAID", set())
+    PairedVolumes(manifest, SMALL).preload()
+    assert "cuts off" not in capsys.readouterr().out
