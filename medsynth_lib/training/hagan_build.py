@@ -49,12 +49,13 @@ def build(settings: HAGANSettings, *given: object) -> HAGAN:
         given: what the form needs besides: basis and start of an `InformedHAGAN`.
     """
     *outer, core = FORMS[type(settings)]
+    remedies: list[type] = []
     if isinstance(settings, Remedies):
-        outer += [SeesBatch] * settings.batch_discriminator + [Augmented] * settings.augmented
-    inner = [Lean] * settings.lean + [RunningMean] * (
-        settings.average > 0
-    )  # means are copied before layers become lean
-    bases = (*outer, *inner, core)
+        wanted = {SeesBatch: settings.batch_discriminator, Augmented: settings.augmented}
+        remedies = [remedy for remedy, chosen in wanted.items() if chosen]
+    # means are copied before layers become lean
+    inner = [Lean] * settings.lean + [RunningMean] * (settings.average > 0)
+    bases = (*outer, *remedies, *inner, core)
     model = type("".join(base.__name__ for base in bases), bases, {})(settings, *given)
     if isinstance(model, InformedHAGAN):
         model.load_means()
