@@ -77,7 +77,9 @@ WORK: dict[str, Callable[[Path, Path], None]] = {
 def prepare_inputs(inputs: Path) -> None:
     """Write what the work reads: scans and a notebook."""
     (inputs / "notebooks").mkdir(parents=True)
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "python3"}})
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    )
     parameters = nbformat.v4.new_code_cell('PROFILE, OUT_DIR, DATA_DIR = "lesson", "", ""')
     parameters.metadata["tags"] = ["parameters"]
     code = NOTEBOOK.format(tests=str(Path(__file__).parent), inputs=str(inputs))
