@@ -134,7 +134,7 @@ def test_make_passes_what_was_typed(tmp_path, odd, by):
     words = [f"{name}={value}" for name, value in given.items()] if by == "word" else []
     known = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "JOBS", "REFERENCE", "MAKEFLAGS")}
     environment = known | (given if by == "environment" else {})
-    done = subprocess.run(["make", "run", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["make", "run", *words], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.stdout == f"[run][--profile=quick][--only=01][--jobs=1][--out={odd}][--data-dir={odd}][{odd}]", (
         done.stderr
     )
