@@ -46,7 +46,7 @@ class SavedContract:
             DataError: for a missing or unreadable file, and for unknown or absent fields.
         """
         try:
-            plain = yaml.safe_load(Path(path).read_text())
+            plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, RecursionError, ValueError, yaml.YAMLError) as error:
             raise DataError(
                 f"{path}: no readable contract ({error}); copy it from where the model was saved."
