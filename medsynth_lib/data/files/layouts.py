@@ -17,7 +17,7 @@ from pydicom.errors import InvalidDicomError
 from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.copdgene import spirometry
 from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
-from medsynth_lib.data.files.paths import NIFTI, find_files, stem
+from medsynth_lib.data.files.paths import NIFTI, ending, find_files, stem
 from medsynth_lib.data.files.tables import ENDINGS
 from medsynth_lib.files import DataError, say_once
 
@@ -287,7 +287,7 @@ def lidc(folder: Path, files: list[Path]) -> Table:
     series: dict[str, dict[Path, list[Path]]] = {}
     for path in files:
         person = next((p for p in path.relative_to(folder).parts if re.fullmatch(r"LIDC-IDRI-\d+", p)), None)
-        if person and path.suffix.lower() in DICOM and path.name.upper() not in NO_DICOM:
+        if person and ending(path) in DICOM and path.name.upper() not in NO_DICOM:
             series.setdefault(person, {}).setdefault(path.parent, []).append(path)
     scans: Scans = {}
     for person, found in series.items():

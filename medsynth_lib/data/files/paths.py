@@ -33,6 +33,11 @@ def stem(path: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
+def ending(path: Path) -> str:
+    """Return a name's ending in lower case; names that end in a number, as UIDs do, have none."""
+    return "" if path.suffix[1:].isdigit() else path.suffix.lower()
+
+
 def find_files(folder: Path | str, endings: tuple[str, ...] = NIFTI) -> list[Path]:
     """List the files at any depth with one of the endings, in any case.
 

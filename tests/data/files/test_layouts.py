@@ -334,6 +334,11 @@ def test_gsp_takes_the_first_of_several_scans_and_says_so(tmp_path, capsys):
     assert "1 subjects, such as Sub0001, have several scans" in capsys.readouterr().out
 
 
+def test_lidc_slices_may_be_named_by_their_uid(tmp_path):
+    touch(tmp_path, "LIDC-IDRI-0001/1.2/CT_1.3/1.3.6.1.4.1", "LIDC-IDRI-0001/1.2/CT_1.3/1.3.6.1.4.2")
+    assert find("lidc", tmp_path).table["ct"].tolist() == ["LIDC-IDRI-0001/1.2/CT_1.3"]
+
+
 def test_lidc_as_the_client_of_tcia_lays_it_out(tmp_path):
     for person, modality, slices in (("0001", "CT", 3), ("0001", "DX", 1), ("0002", "CT", 2), ("0003", "DX", 1)):
         folder = tmp_path / f"LIDC-IDRI-{person}" / "01-01-2000-NA-NA-30178" / f"300056{slices}.000000-NA-03192"
