@@ -19,7 +19,7 @@ from medsynth_lib.training.loop import Run
 
 SHIFT = 1 / 10  # of the plane's side, at most
 BRIGHTNESS, CONTRAST = 0.1, 0.2  # standard deviation of what is added; largest change of the factor
-HOLE = 1 / 3  # of the plane's side; cut out in every second volume
+HOLE = 1 / 3  # of the plane's side; cut out with probability 1/2
 
 
 class Augmented:
@@ -37,7 +37,8 @@ def augment(x_r: Tensor, x_low: Tensor) -> tuple[Tensor, Tensor]:
     """Change both views of a volume in the same way, drawn anew at each call.
 
     The volume moves within the plane, its contrast and brightness change, and half of the time a square of the plane
-    becomes 0. The first axis, along which sub-volumes are cut, stays as it is.
+    becomes 0, the middle of the range. What leaves the plane on one side enters it on the other. The first axis, along
+    which sub-volumes are cut, stays as it is.
 
     Args:
         x_r: a sub-volume (1, depth, S, S) in [-1, 1].
@@ -51,7 +52,7 @@ def augment(x_r: Tensor, x_low: Tensor) -> tuple[Tensor, Tensor]:
 
     def change(x: Tensor, scale: int) -> Tensor:
         x = torch.roll(x, [scale * voxels for voxels in move], (-2, -1))
-        x = (x + 1) * factor - 1 + added  # the background, -1, keeps its contrast
+        x = (x + 1) * factor - 1 + added  # the factor leaves the background at -1
         if corner:
             y, z = (slice(scale * start, scale * (start + hole)) for start in corner)
             kept = torch.ones_like(x)

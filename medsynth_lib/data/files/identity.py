@@ -2,6 +2,7 @@
 
 Two files hold one image where their voxels are equal, in whatever orientation, type or packing they are stored. Affines do not
 count: a copy often has another header.
+A DICOM series is compared with other DICOM series alone, not with a NIfTI copy of it.
 """
 
 import json
