@@ -123,7 +123,8 @@ def verify(name: str, folder: Path | str, jobs: int | None = None) -> Report:
     expected = None if name == "own" else registry.entry(name).get("subjects")
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the folder that holds the unpacked data set.")
+        what = "is a file" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}; give the folder that holds the unpacked data set.")
     manifest = find(name, folder)
     if name == "own":
         require_own(manifest)

@@ -210,8 +210,12 @@ def load(folder: Path, origin: str, device: torch.device | str = "cpu") -> Train
         device: for the networks.
 
     Raises:
-        ValueError: for a damaged artefact.
+        ValueError: for a folder that holds no model, and for a damaged artefact.
     """
+    if not any((folder / name).is_file() for name in ("recipe.yaml", "weights.safetensors")):
+        inside = sorted(path.parent.name for path in folder.glob("*/recipe.yaml"))
+        hint = f", such as {inside[0]} in it" if inside else ""
+        raise ValueError(f"{folder}: holds no trained model (recipe.yaml); give the folder of one{hint}.")
     try:
         settings = read_settings(folder / "recipe.yaml")
         tensors = load_file(folder / "weights.safetensors")

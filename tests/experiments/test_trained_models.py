@@ -153,3 +153,9 @@ def test_a_key_changes_with_all_that_matters(monkeypatch):
     monkeypatch.setenv("MEDSYNTH_PRECISION", "bf16-mixed")
     found["precision"] = artefact_key(plain, train, tune)
     assert len(set(found.values())) == len(found)
+
+
+def test_a_folder_without_a_model_is_not_told_to_be_deleted():
+    with pytest.raises(ValueError, match="holds no trained model.*such as .* in it") as caught:
+        load(notebooks_folder() / "pretrained", "given")
+    assert "delete" not in str(caught.value)

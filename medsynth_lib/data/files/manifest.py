@@ -128,6 +128,8 @@ class Manifest:
         if not path.is_file():
             raise DataError(f"{path}: no such manifest; write one with find_cases(folder).write(path).")
         text = read_table(path)
+        if not len(text):
+            raise DataError(f"{path}: has a first line with names, but no rows; write one row a scan.")
         text.columns = _known_names(text.columns, path)
         for column in text.columns.intersection(EMPTIED):
             text[column] = text[column].where(~text[column].map(is_missing), "")

@@ -28,6 +28,7 @@ from medsynth_lib.data.files.paths import NIFTI, split_volume
 from medsynth_lib.files import DataError, atomic
 
 LABELS = (0, 1, 2, 4)  # BraTS: background, necrotic core, oedema, enhancing tumour
+GZIP = b"\x1f\x8b"  # the first bytes of what gzip packed
 Stream: TypeAlias = gzip.GzipFile | BufferedReader
 TOLERANCE_MM = 1e-3  # affines closer than this describe the same grid
 
@@ -115,7 +116,7 @@ def _opened(path: Path | str) -> Iterator[tuple[Stream, int]]:
         raise DataError(f"{path}: {_no_file(file)}; check the path in the manifest, or download the data set again.")
     try:
         with open(file, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            packed = raw.read(2) == GZIP
             size = raw.seek(0, SEEK_END)
             raw.seek(0)
             # gzip packs 1,032 bytes into one
@@ -170,6 +171,12 @@ def _kind(start: bytes, path: Path | str) -> type[nib.Nifti1Image]:
             return kind
     if not start:
         raise DataError(f"{path}: the file is empty, so it is not NIfTI; copy or download it again.")
+    if start[:2] == GZIP:
+        raise DataError(f"{path}: is packed by gzip twice; unpack it once.")
+    if start.lstrip()[:1] == b"<":
+        raise DataError(
+            f"{path}: is a web page or XML, not an image (it begins with {start[:16]!r}); download it again."
+        )
     raise DataError(f"{path}: is not NIfTI in one file{_other_format(path, start)}; convert it to .nii.gz.")
 
 

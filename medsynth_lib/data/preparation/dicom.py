@@ -292,7 +292,10 @@ def require_one_series(frames: Sequence[Frame], folder: Path) -> None:
     """Raise DataError, with a list of them, where a folder holds several series."""
     groups = grouped(frames, lambda f: f.series)
     if len(groups) > 1:
-        listed = "; ".join(described(group, key[0]) for key, group in groups.items())
+        names = ("series", "patient", "frame of reference")
+        differing = [k for k, values in enumerate(zip(*groups, strict=True)) if len(set(values)) > 1]
+        labels = {key: ", ".join(f"{names[k]} {key[k] or 'without a number'}" for k in differing) for key in groups}
+        listed = "; ".join(described(group, labels[key]) for key, group in groups.items())
         raise DataError(
             f"{folder}: {len(groups)} series in one DICOM folder: {listed}; choose one, and move the others out."
         )

@@ -28,6 +28,8 @@ FLAT, SOME_FLAT = 0.8, 0.5  # of neighbours that are equal
 LEAP, LEAPS, SOME_LEAPS = 0.6, 0.015, 0.006  # of the range; of neighbours that differ by more
 SMOOTH = 0.25  # median difference of neighbours over the range; of noise without an image it is 0.29
 TOP, NEGATIVE = 0.02, 0.001  # of brain voxels that have the very highest value, or one below 0
+MOSTLY = 0.9  # of brain voxels below 0: the sign was turned; a z-score has about half
+SIZES, USUAL_SIZES = (60.0, 500.0), (110.0, 260.0)  # mm: longest side of a box around a brain, possible and usual
 RIM_MM, DEEP_MM = 6.0, 15.0
 RIM = dict(
     t1=(0.0, 1.0), t1ce=(0.0, 1.0), t2=(0.85, 9.0)
@@ -114,9 +116,23 @@ def firm_findings(volume: MetaTensor, modality: str) -> list[Finding]:
     """List what the values alone say, which is fast."""
     if modality == "ct":
         return ct_findings(np.asarray(volume)[0])
-    return (
-        mr_findings(np.asarray(volume)[0], modality.upper()) if modality in ("t1", "t1ce", "t2", "flair", "pd") else []
-    )
+    if modality not in ("t1", "t1ce", "t2", "flair", "pd"):
+        return []
+    return mr_findings(np.asarray(volume)[0], modality.upper()) + size_findings(volume)
+
+
+def size_findings(volume: MetaTensor) -> list[Finding]:
+    """List what speaks against the size of a brain: the box around what is not 0, in mm."""
+    where = np.asarray(volume)[0] != 0
+    if where.sum() < FEWEST_VOXELS:
+        return []
+    sides = [np.ptp(np.flatnonzero(where.any(tuple({0, 1, 2} - {axis})))) + 1 for axis in range(3)]
+    longest = float((sides * np.linalg.norm(np.asarray(volume.affine, float)[:3, :3], axis=0)).max())
+    if USUAL_SIZES[0] <= longest <= USUAL_SIZES[1]:
+        return []
+    text = f"the box around the brain is {longest:.0f} mm long, where people have 110 to 260 mm"
+    remedy = "mend the voxel sizes in the header (centimetres, inches or metres in the place of millimetres?)."
+    return [Finding("size", text, remedy, not SIZES[0] <= longest <= SIZES[1])]
 
 
 def ct_findings(hu: np.ndarray) -> list[Finding]:
@@ -230,9 +246,8 @@ def mr_findings(image: np.ndarray, name: str) -> list[Finding]:
         )
     if (values < 0).mean() > NEGATIVE:
         text = f"{(values < 0).mean():.1%} of the brain is below 0 (down to {low:g}), but {name} has no negative values"
-        found.append(
-            Finding("negative", text, "take scanner units: undo a z-score, or convert the original to float32.")
-        )
+        remedy = "take scanner units: undo a z-score, or convert the original to float32."
+        found.append(Finding("negative", text, remedy, (values < 0).mean() > MOSTLY))
     if (values == top).mean() > TOP:
         text = f"{(values == top).mean():.1%} of the brain has the highest value, {top:g}: bright tissue was cut off"
         found.append(Finding("cut", text, "convert from the original again, without a display window."))

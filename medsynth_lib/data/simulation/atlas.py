@@ -96,7 +96,8 @@ def atlas(spacing: float = 1.0) -> Atlas:
         _write(path, spacing)
     try:
         return _read(path)
-    except (BadZipFile, OSError, ValueError, KeyError, EOFError, zlib.error):  # damaged in the cache: it can be made again
+    except (BadZipFile, OSError, ValueError, KeyError, EOFError, zlib.error):
+        # damaged in the cache: it can be made again
         _write(path, spacing)
         return _read(path)
 

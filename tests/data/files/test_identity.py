@@ -238,7 +238,8 @@ def test_simulated_scans_are_not_read(tmp_path):
         ("P 1", "P_1"),
         ("x.1", "x-01"),
         ("é", "e\u0301"),
-        ("7", "7.0"), ("Ａ1", "A1"),
+        ("7", "7.0"),
+        ("Ａ1", "A1"),
     ],
 )
 def test_two_spellings_of_a_subject_or_a_site(tmp_path, one, other):

@@ -348,3 +348,10 @@ def test_table_1_notes_what_does_not_add_up():
     wrong = table[(table["direction"] == "TCIA -> CBICA") & (table["method"] == "Without DA")].iloc[0]
     assert wrong["source"] == 146 and "239" in wrong["note"]
     assert table.loc[table["source"] == 0, "note"].str.contains("contradicts").all()
+
+
+def test_a_manifest_without_rows_is_refused(tmp_path):
+    for text in ("subject,site,t1\n", "subject,site,t1\n\n\n"):
+        (tmp_path / "manifest.csv").write_text(text)
+        with pytest.raises(DataError, match="manifest.csv.*no rows.*one row a scan"):
+            Manifest.read(tmp_path / "manifest.csv")

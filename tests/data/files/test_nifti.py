@@ -321,3 +321,12 @@ def test_a_volume_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
     scan = make_case(tmp_path)
     monkeypatch.setattr(nifti.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
     refused(lambda: read_case(scan), "flair.nii", "GB of memory", "resample")
+
+
+def test_what_was_packed_twice_or_is_a_web_page_is_told(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", np.ones((4, 4, 4)), np.eye(4))
+    (tmp_path / "twice.nii.gz").write_bytes(gzip.compress((tmp_path / "a.nii.gz").read_bytes()))
+    (tmp_path / "page.nii.gz").write_text("<!DOCTYPE html><html>sign in</html>" + " " * 400)
+    for name, remedy in {"twice.nii.gz": "unpack it once", "page.nii.gz": "download it again"}.items():
+        with pytest.raises(DataError, match=f"{name}: .*{remedy}"):
+            read_volume(tmp_path / name)

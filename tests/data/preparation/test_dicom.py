@@ -388,7 +388,7 @@ def film(k, header):
 BAD = dict(
     two_series=(lambda f: beside(f, put("SeriesInstanceUID", "1.2.2"), lambda k: k < 2),
                 r"2 series in one DICOM folder: .*1\.2\.3\.1 \(36 slices.*1\.2\.2 \(2 slices such as other_.*choose one"),
-    two_patients=(lambda f: beside(f, put("PatientID", "P2")), "2 series in one DICOM folder"),
+    two_patients=(lambda f: beside(f, put("PatientID", "P2")), "2 series in one DICOM folder: patient .*; patient P2"),
     phases=(second_phase(NominalPercentageOfCardiacPhase=(40, 75)),
             r"72 DICOM slices at 36 positions.*cardiac phase: 40.0 \(36 slices\), 75.0 \(36 slices\)"),
     echoes=(second_phase(EchoNumbers=(1, 2)), "echo: 1"),

@@ -200,3 +200,24 @@ class SimpleCubes:
     def __init__(self, modality):
         pair = Contract(spacing=(3.0,) * 3, size=(64, 64, 48))
         self.contract = pair if modality == "pair" else CubeContract(modality, 16)
+
+
+def test_a_turned_sign_is_refused_and_a_z_score_named(brains):
+    contrast, image, affine = brains[0]
+    with pytest.raises(DataError, match="100.0% of the brain is below 0"):
+        require_plausible(volume(-image, affine), contrast)
+    inside = image != 0
+    scored = np.where(inside, (image - image[inside].mean()) / image[inside].std() + 1e-6, 0)
+    require_plausible(volume(scored, affine), contrast)
+    assert any("below 0" in word for word in warnings_of(volume(scored, affine), contrast))
+
+
+@pytest.mark.parametrize("factor, refused", [(0.1, True), (0.25, True), (1 / 2.54, False), (1.8, False), (25.4, True)])
+def test_the_size_of_a_brain_is_judged(brains, factor, refused):
+    """Centimetres or inches in the place of millimetres, and other wrong voxel sizes; the voxels do not change."""
+    for contrast, image, affine in brains:
+        changed = affine @ np.diag([factor, factor, factor, 1])
+        assert any("box around the brain is" in word for word in warnings_of(volume(image, changed), contrast))
+        if refused:
+            with pytest.raises(DataError, match="scan.nii.gz: the box around the brain.*voxel sizes"):
+                require_plausible(volume(image, changed), contrast)

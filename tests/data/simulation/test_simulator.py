@@ -443,7 +443,9 @@ def test_a_damaged_atlas_in_the_cache_is_made_again(tmp_path, monkeypatch, damag
     whole = kept.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(np.round(maps * 255).astype(np.uint8).tobytes()) + 100] ^= 4
-    kept.write_bytes({"a flipped bit": bytes(flipped), "cut": whole[:-100], "no archive": b"x" * 100, "empty": b""}[damage])
+    kept.write_bytes(
+        {"a flipped bit": bytes(flipped), "cut": whole[:-100], "no archive": b"x" * 100, "empty": b""}[damage]
+    )
     assert torch.equal(atlas.__wrapped__(1.0).maps, first) and first.max() > 0.9
     with np.load(kept) as mended:
         assert np.array_equal(mended["maps"], np.round(maps * 255))

@@ -11,7 +11,7 @@ from medsynth_lib.data.preparation.contract import Contract
 from medsynth_lib.data.preparation.pairs import PairedVolumes
 from medsynth_lib.experiments.adaptation.doubt import errors_by_doubt, read_output
 
-SHAPE, AFFINE = (20, 20, 20), np.diag([3.0, 3, 3, 1])
+SHAPE, AFFINE = (20, 20, 20), np.diag([10.0, 10, 10, 1])
 
 
 def test_the_error_is_split_by_the_map(tmp_path):
@@ -26,7 +26,7 @@ def test_the_error_is_split_by_the_map(tmp_path):
     table = pd.DataFrame(
         [dict(subject="007", site="B", split="adapt", flair="flair.nii.gz", t2="t2.nii.gz", t1="t1.nii.gz", seg="")]
     )
-    pairs = PairedVolumes(Manifest(table, tmp_path), Contract(spacing=(3.0,) * 3, size=(16, 16, 16)))
+    pairs = PairedVolumes(Manifest(table, tmp_path), Contract(spacing=(10.0,) * 3, size=(16, 16, 16)))
     doubt = np.zeros(SHAPE)
     doubt[4:8] = 1
     truth = np.zeros(SHAPE)
