@@ -1,4 +1,4 @@
-"""Is a folder what the lessons need? Every file is read once, voxels included; then each lesson says what it takes."""
+"""Is a folder what the lessons need? Every file is read whole; then each lesson says what it takes."""
 
 import os
 import time
@@ -110,7 +110,7 @@ def shortened(title: str, texts: list[str]) -> Iterator[str]:
 
 
 def verify(name: str, folder: Path | str, jobs: int | None = None) -> Report:
-    """Report on a data set in a folder: read every file once, then say what each lesson can do with it.
+    """Report on a data set in a folder: read every file whole, then say what each lesson can do with it.
 
     Args:
         name: of a published data set; "own" stands for a manifest.csv.

@@ -1,6 +1,6 @@
 """How sharp are generated volumes, and does a pattern of the network's up-sampling stand in them?
 
-Volumes are (n, 1, N, N, N) in [-1, 1]. A value of generated volumes means something only over that of real ones.
+Volumes are (n, 1, N, N, N) in [-1, 1]. Divide a value of generated volumes by the value of real ones.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Lesson 09's study of the scores themselves: from which size on does each notice a planted defect?
 
-Test volumes are halved. A defect is planted in one half, and a score compares the halves. What it says of halves without a
-defect is known from many splits, so that "noticed" has a stated error: 5 % where there is nothing to notice.
+Test volumes are halved. A defect is planted in one half, and a score compares the halves. Many splits without a defect give the
+score's threshold: 95 % of them stay below it. So a defect of size 0 is noticed in one case of twenty.
 """
 
 from collections.abc import Callable
@@ -53,6 +53,11 @@ def mode_dropped(study: Study, volumes: Tensor, share: float) -> Tensor:
     return defects.without_mode(volumes, share, volumes.flatten(1).mean(1).tolist())
 
 
+def volumes_repeated(study: Study, volumes: Tensor, share: float) -> Tensor:
+    """Drop volumes at random; others are repeated: the control of `mode_dropped`."""
+    return defects.without_mode(volumes, share, np.random.default_rng(0).permutation(len(volumes)))
+
+
 def hippocampus_shrunk(study: Study, volumes: Tensor, share: float) -> Tensor:
     """Shrink the hippocampus of every brain."""
     labels = label_structures(study.segmenter, volumes)
@@ -74,6 +79,7 @@ DEFECTS = {
     ),
     "shifted slab": Defect(slab_shifted, (1, 2, 3, 4, 6), "voxels"),
     "mode dropped": Defect(mode_dropped, (0.05, 0.1, 0.2, 0.35, 0.5), "share of the volumes"),
+    "volumes repeated": Defect(volumes_repeated, (0.05, 0.1, 0.2, 0.35, 0.5), "share of the volumes"),
     "copies": Defect(
         lambda study, v, size: defects.with_copies(v, size, study.training), (0.1, 0.25, 0.5, 0.75, 1.0), "share"
     ),
@@ -82,7 +88,7 @@ DEFECTS = {
 
 
 def views_of(study: Study, volumes: Tensor) -> Views:
-    """Return what scores know of volumes.
+    """Measure what the scores compare.
 
     Features, volumes of structures in ml, and the distance to the nearest training volume.
     """
@@ -162,7 +168,8 @@ def groups(profile: str) -> list[Group]:
 
 def cells(settings: Lesson09Settings, modality: str) -> list[Cell]:
     """List the cells of an organ; only brains have a hippocampus."""
-    key = partial(fingerprint, VERSION, settings.volume_counts, settings.structures, modality, digits=8)
+    prepared = [settings.volume_counts, settings.hagan.size, settings.hagan.fraction]
+    key = partial(fingerprint, VERSION, prepared, settings.structures, modality, digits=8)
     names = [name for name in DEFECTS if modality == "t1" or name != "hippocampus shrunk"]
     return [
         Cell(f"{ORGANS[modality]}, {name}", key(name, DEFECTS[name].sizes), partial(detection_of, name))

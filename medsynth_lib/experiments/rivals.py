@@ -1,6 +1,7 @@
 """Lesson 09's study: HA-GAN, its ablations and its rivals on the same simulated volumes (HA-GAN paper, Tables II to IV).
 
-A contender is trained twice: with as many steps as HA-GAN, and with as many CPU minutes. Each is scored against test volumes.
+A contender is trained with as many steps as HA-GAN and, where `steps_of_equal_time` says how many steps these are, with as
+many CPU minutes. Each is scored against test volumes.
 Three contenders need no training and say what a score is worth: the mean volume, a PCA sampler, and copies of training volumes.
 """
 
@@ -107,8 +108,20 @@ def training_of(settings: Lesson09Settings, name: str, budget: str, seed: int) -
     """Return the settings of one training."""
     training = replace(contenders(settings)[name], seed=seed)
     if budget == "equal time":
-        training = replace(training, steps=settings.steps_of_equal_time.get(name, training.steps))
+        training = replace(training, steps=settings.steps_of_equal_time[name])
     return training
+
+
+def budgets(settings: Lesson09Settings) -> tuple[str, ...]:
+    """List the budgets: equal time only where its steps are known of every contender.
+
+    Raises:
+        ValueError: where they are known of some contenders only, or of an unknown one.
+    """
+    known = set(settings.steps_of_equal_time)
+    if known and known != set(contenders(settings)):
+        raise ValueError(f"steps_of_equal_time: {sorted(known ^ set(contenders(settings)))} are missing or unknown")
+    return BUDGETS if known else BUDGETS[:1]
 
 
 def draw(trained: Trained, n: int, seed: int) -> Tensor:
@@ -194,7 +207,7 @@ class Study:
 
         They are those of the extractor, "FID", and the volumes of structures in ml, "W2".
         """
-        table = measure_volumes(volumes, self.spacing, self.modality, self.segmenter).dropna()
+        table = measure_volumes(volumes, self.spacing, self.modality, self.segmenter).fillna(0.0)  # no lung: 0 ml
         measured = Features(table.to_numpy(float), "structure volumes", repr(self.contract))
         return ({"FID": extract(self.segmenter, volumes, self.contract)} if self.segmenter else {}) | {"W2": measured}
 
@@ -223,11 +236,7 @@ def score(study: Study, volumes: Tensor, seed: int) -> pd.DataFrame:
     """
     rows, views = [], study.views(volumes)
     for view, real in study.of_real.items():
-        fake = views[view]
-        if len(fake) < 4:  # chests without lungs have no measurements
-            rows.append(dict(score=view, value=np.nan, n=len(fake), extractor=real.extractor))
-            continue
-        rows += set_scores(view, standardised(real, real), standardised(fake, real), study.settings, seed)
+        rows += set_scores(view, standardised(real, real), standardised(views[view], real), study.settings, seed)
     return pd.DataFrame([*rows, *volume_scores(study, volumes, seed)])
 
 
@@ -287,10 +296,11 @@ def groups(profile: str) -> list[Group]:
 def cells(settings: Lesson09Settings, modality: str) -> list[Cell]:
     """List the cells of an organ: contenders without training, then each training."""
     organ = ORGANS[modality]
-    key = partial(fingerprint, VERSION, settings.samples, settings.volume_counts, modality, digits=8)
+    scored_by = [settings.samples, settings.permutations, settings.volume_counts, settings.structures]
+    key = partial(fingerprint, VERSION, scored_by, modality, digits=8)
     found = [Cell(f"{organ}, {name}", key(name), partial(run_untrained, name)) for name in UNTRAINED]
     for seed in settings.sweep_seeds:
-        for budget in BUDGETS:
+        for budget in budgets(settings):
             for name in contenders(settings):
                 training = training_of(settings, name, budget, seed)
                 version = ALGORITHMS[training.algorithm].version

@@ -206,7 +206,7 @@ class Lesson09Settings(VolumeData):
     )  # fmt: skip
     rival_width: int = 16  # channels of a rival's finest layer: the published 64, as HA-GAN's c, divided by four
     rival_learning_rate: float = 2e-4  # Kwon et al.
-    # contender -> steps that take as many CPU minutes as HA-GAN's; those that are not named have HA-GAN's number of steps
+    # contender -> steps that take as many CPU minutes as HA-GAN's; empty: not measured, and no such budget
     steps_of_equal_time: dict[str, int] = field(default_factory=dict)
     samples: int = 200  # of each contender
     permutations: int = 999  # of a test of the maximum mean discrepancy

@@ -19,8 +19,8 @@ GENERATOR_STEPS = 5  # of WGAN, for one of the critic
 def voxelwise_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
     r"""Return the penalty with the gradient's norm over the channel axis alone.
 
-    There is one channel. So the gradient in each voxel is drawn to -1 or 1, and the penalty is a mean over voxels.
-    Gulrajani et al. draw the norm over a whole volume to 1.
+    There is one channel. So the gradient in each voxel is pulled to -1 or 1, and the penalty is a mean over voxels.
+    Gulrajani et al. pull the norm over a whole volume to 1.
 
     Args:
         critic, real, fake: as in `baselines.gradient_penalty`.
@@ -57,8 +57,8 @@ class PublishedWGAN(WGAN):
 class PublishedAlphaGAN(AlphaGAN):
     """alpha-WGAN whose C learns from noise alone, and whose G applies each gradient twice.
 
-    The public code has C's term of the codes in its sum. It was computed before C's weights could have gradients. So C
-    learns from codes by the penalty only.
+    The public code computes C's score of codes while C's weights are frozen, so that score has no gradient. C learns from
+    codes by the penalty only.
     """
 
     def step(self, batch: Batch, run: Run = Run()) -> Losses:

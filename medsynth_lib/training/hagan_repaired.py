@@ -4,8 +4,8 @@ What they change, and why:
 - `Augmented`: every volume that D^H and D^L see, real or generated, is first changed at random in the same way. A gradient
   passes through the change (Zhao et al. 2020, arXiv:2006.10738). So the discriminators cannot learn the real volumes by
   heart.
-- `SeesBatch`: one more discriminator sees the standard deviation over the batch of X^L. A generator that draws one brain
-  again and again is found out. The paper's discussion names mini-batch discrimination as future work.
+- `SeesBatch`: one more discriminator sees the standard deviation over the batch of X^L. It notices
+  mode collapse. The paper's discussion names mini-batch discrimination as future work.
 """
 
 from collections.abc import Callable

@@ -54,16 +54,20 @@ def test_contenders_share_size_batch_and_steps():
 
 
 def test_equal_time_changes_the_steps_alone():
-    settings = dataclasses.replace(Lesson09Settings(), steps_of_equal_time={"WGAN": 123})
+    steps = {name: 100 + k for k, name in enumerate(rivals.contenders(Lesson09Settings()))}
+    settings = dataclasses.replace(Lesson09Settings(), steps_of_equal_time=steps)
     one, other = (rivals.training_of(settings, "WGAN", budget, 2) for budget in rivals.BUDGETS)
-    assert other == dataclasses.replace(one, steps=123) and one.seed == 2
-    assert rivals.training_of(settings, rivals.MAIN, "equal time", 0) == settings.hagan
+    assert other == dataclasses.replace(one, steps=steps["WGAN"]) and one.seed == 2
+    assert len(rivals.cells(settings, "t1")) == 3 + 3 * 2 * 14
+    wrong = dataclasses.replace(settings, steps_of_equal_time={"WGAN": 1, "WGANN": 2} | dict(list(steps.items())[1:]))
+    with pytest.raises(ValueError, match="WGANN"):
+        rivals.cells(wrong, "t1")
 
 
 def test_every_cell_has_a_name_and_a_key_of_its_own():
     """Seeds come before folds, and a seed is finished before the next."""
     found = rivals.cells(Lesson09Settings(), "t1")
-    assert len(found) == 3 + 3 * 2 * 14
+    assert len(found) == 3 + 3 * 14  # no steps of equal time are known
     assert len({cell.name for cell in found}) == len({cell.key for cell in found}) == len(found)
     seeds = [int(cell.name[-1]) for cell in found[3:]]
     assert seeds == sorted(seeds)
@@ -107,12 +111,12 @@ def test_copies_are_told_by_their_distance_to_training_volumes():
     assert row["value"] == 0 < row["floor"]
 
 
-def test_volumes_that_cannot_be_measured_give_no_number():
+def test_a_chest_without_a_lung_has_no_millilitres():
     study = rivals.Study(small(), "ct")
-    of_real = {"W2": rivals.Features(torch.randn(8, 4).double().numpy(), "structure volumes", "none")}
+    of_real = {"W2": rivals.Features(torch.randn(8, 4).double().numpy(), "structure volumes", repr(study.contract))}
     vars(study).update(of_real=of_real, real=volumes(8, 1), training=volumes(8, 2), spacing=torch.ones(3))
     row = rivals.score(study, volumes(6), seed=0).iloc[0]  # noise has no lung
-    assert row["score"] == "W2" and row["n"] == 0 and row["value"] != row["value"]
+    assert row["score"] == "W2" and row["n"] == 4 and row["value"] > 0
 
 
 def test_samples_of_a_rival_stay_in_range_and_depend_on_the_seed():

@@ -17,13 +17,12 @@ from pydicom.errors import InvalidDicomError
 from medsynth_lib.data.files.brats import find_cases
 from medsynth_lib.data.files.copdgene import spirometry
 from medsynth_lib.data.files.manifest import MODALITIES, Manifest, Scan
-from medsynth_lib.data.files.paths import NIFTI, ending, find_files, stem
+from medsynth_lib.data.files.paths import NIFTI, NO_IMAGES, ending, find_files, stem
 from medsynth_lib.data.files.tables import ENDINGS
 from medsynth_lib.files import DataError, say_once
 
 DICOM = (".dcm", ".ima", "")  # endings; "" is what many exports leave
 WORKBOOKS = (".xlsx", ".xls", ".ods", ".numbers")
-NO_DICOM = ("LICENSE", "README", "DICOMDIR", "VERSION")
 Table: TypeAlias = pd.DataFrame | None  # the rows of one published data set, or None where a folder holds no scan of it
 Scans: TypeAlias = dict[tuple[str, str], dict[str, Any]]  # (subject, site) -> modality -> path, or what else is known
 Reader: TypeAlias = Callable[[Path, list[Path]], Table]  # of a folder and the files in it
@@ -287,7 +286,7 @@ def lidc(folder: Path, files: list[Path]) -> Table:
     series: dict[str, dict[Path, list[Path]]] = {}
     for path in files:
         person = next((p for p in path.relative_to(folder).parts if re.fullmatch(r"LIDC-IDRI-\d+", p)), None)
-        if person and ending(path) in DICOM and path.name.upper() not in NO_DICOM:
+        if person and ending(path) in DICOM and path.name.lower() not in NO_IMAGES:
             series.setdefault(person, {}).setdefault(path.parent, []).append(path)
     scans: Scans = {}
     for person, found in series.items():

@@ -53,7 +53,7 @@ def read_volume(path: Path | str, labels: bool | Sequence[int] = False) -> MetaT
     """
     with _opened(path) as (stream, most):
         image = _parsed(stream, most, path)
-        _require_memory(image, path)
+        _require_memory(image, image.shape[:3], path)
         data = _voxels(image, path, np.float64 if labels else np.float32)
         _require_end(stream, image, path)
     bad = data.size - np.count_nonzero(np.isfinite(data))
@@ -100,6 +100,7 @@ def stored_voxels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """
     with _opened(path) as (stream, most):
         image = _parsed(stream, most, path)
+        _require_memory(image, image.shape, path)
         data = _values(image, path, np.float32)
         _require_end(stream, image, path)
     return data, image.affine
@@ -174,9 +175,7 @@ def _kind(start: bytes, path: Path | str) -> type[nib.Nifti1Image]:
     if start[:2] == GZIP:
         raise DataError(f"{path}: is packed by gzip twice; unpack it once.")
     if start.lstrip()[:1] == b"<":
-        raise DataError(
-            f"{path}: is a web page or XML, not an image (it begins with {start[:16]!r}); download it again."
-        )
+        raise DataError(f"{path}: is a web page or XML, not NIfTI (it begins with {start[:16]!r}); download it again.")
     raise DataError(f"{path}: is not NIfTI in one file{_other_format(path, start)}; convert it to .nii.gz.")
 
 
@@ -211,9 +210,9 @@ def _end(image: nib.Nifti1Image) -> int:
     return int(image.dataobj.offset) + voxels * image.get_data_dtype().itemsize
 
 
-def _require_memory(image: nib.Nifti1Image, path: Path | str) -> None:
-    """Refuse a volume that is larger than the free memory, before the machine comes to a halt."""
-    needed, free = 12 * prod(image.shape[:3]), psutil.virtual_memory().available  # bytes: as read, and in 32 bits
+def _require_memory(image: nib.Nifti1Image, shape: Sequence[int], path: Path | str) -> None:
+    """Refuse voxels of a shape that need more than the free memory, before it is asked for."""
+    needed, free = 12 * prod(shape), psutil.virtual_memory().available  # bytes: as read, and in 32 bits
     if needed > free:
         raise DataError(
             f"{path}: {image.shape} voxels take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; resample it "
@@ -245,7 +244,11 @@ def _values(image: nib.Nifti1Image, path: Path | str, kind: type[np.floating], n
         data = np.asanyarray(image.dataobj, kind) if number is None else image.dataobj[..., number]
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: {image.shape} voxels do not fit into memory; resample the image, or cut it."
+        ) from error
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: the header promises {image.shape} voxels of {image.get_data_dtype()}, but the file ends before "
             f"({str(error).splitlines()[0]}); copy or download it again."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medsynth_lib.files import DataError
 
+NO_IMAGES = ("dicomdir", "readme", "license", "version")  # files without an ending that are no slices
 NIFTI = (".nii.gz", ".nii")
 VOLUME = re.compile(r"(?P<file>.*\.nii(?:\.gz)?)#(?P<number>\d+)", re.IGNORECASE | re.DOTALL)
 SYSTEM = ("__macosx", "$recycle.bin", "system volume information", "@eadir", "lost+found")  # made by no researcher

@@ -154,9 +154,17 @@ class Geometry:
         Raises:
             DataError: for a grid that takes too much memory, and for a brain that does not fit.
         """
+        return self.crop(self.on_grid(case))
+
+    def on_grid(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Orient and resample all images (1, x, y, z), without the crop.
+
+        Raises:
+            DataError: for a grid that takes too much memory.
+        """
         for volume in case.values():
             require_grid(volume, self.spacing)
-        return self.crop(self.grid(case))
+        return self.grid(case)
 
     def inverse(self, case: Mapping[str, MetaTensor]) -> dict[str, MetaTensor]:
         """Move all images (1, X, Y, Z) back."""
@@ -239,7 +247,7 @@ def cut_off(case: Mapping[str, MetaTensor], contract: Contract) -> str | None:
         DataError: for a brain that does not fit.
     """
     chain = geometry(contract, [contract.anchor])
-    moved = chain.grid({contract.anchor: case[contract.anchor]})[contract.anchor]
+    moved = chain.on_grid({contract.anchor: case[contract.anchor]})[contract.anchor]
     window = fitting_window(moved, contract.size)
     brain = moved.as_tensor()[0] != 0
     return cut_in_words(brain, window, voxel_size(moved)) if share_outside(brain, window) else None

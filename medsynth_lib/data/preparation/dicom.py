@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from medsynth_lib.data.files.paths import is_hidden
+from medsynth_lib.data.files.paths import NO_IMAGES, ending, is_hidden
 from medsynth_lib.files import DataError, say_once
 
 AIR, CT_RANGE = -1024.0, (-1024.0, 3071.0)  # HU of a 12-bit CT number
@@ -27,7 +27,6 @@ OTHERS = (  # modalities that lie beside CT
     "CR", "DX", "DOC", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT",
     "RWV", "SC", "SEG", "SR", "US", "XA",
 )  # fmt: skip
-NO_IMAGES = ("dicomdir", "readme", "license", "version")  # files without an ending that are no slices
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: dose reports, screens
 NATIVE = (
     "1.2.840.10008.1.2",
@@ -122,11 +121,6 @@ def read_headers(folder: Path) -> dict[Path, Any]:
     return found
 
 
-def ending(path: Path) -> str:
-    """Return a name's ending in lower case; names that end in a number, as UIDs do, have none."""
-    return "" if path.suffix[1:].isdigit() else path.suffix.lower()
-
-
 def header_of(path: Path) -> Any | None:
     """Read one file's header; None where it is not DICOM, or a DICOMDIR."""
     pydicom = library(path)
@@ -171,7 +165,7 @@ def ct_images(headers: dict[Path, Any], folder: Path) -> dict[Path, Any]:
             "give the folder of one CT series, or download it again."
         )
     if aside:
-        say_once(f"aside {sorted(aside)}", f"{folder}: left aside, since they are no CT slices: {listed}")
+        say_once(f"aside {folder}", f"{folder}: left aside, since they are no CT slices: {listed}")
     return {path: header for path, header in headers.items() if kinds[path] == "CT"}
 
 
@@ -372,7 +366,7 @@ def without_copies(frames: Sequence[Frame], headers: dict[Path, Any], folder: Pa
                     "and move the others out."
                 )
     if len(places) < len(frames):
-        say_once("copies", f"{folder}: left aside: {len(frames) - len(places)} copies of slices")
+        say_once(f"copies {folder}", f"{folder}: left aside: {len(frames) - len(places)} copies of slices")
     return [place[0] for place in places]
 
 

@@ -124,7 +124,7 @@ def firm_findings(volume: MetaTensor, modality: str) -> list[Finding]:
 def size_findings(volume: MetaTensor) -> list[Finding]:
     """List what speaks against the size of a brain: the box around what is not 0, in mm."""
     where = np.asarray(volume)[0] != 0
-    if where.sum() < FEWEST_VOXELS:
+    if where.sum() < 5 * FEWEST_VOXELS:  # a thumbnail
         return []
     sides = [np.ptp(np.flatnonzero(where.any(tuple({0, 1, 2} - {axis})))) + 1 for axis in range(3)]
     longest = float((sides * np.linalg.norm(np.asarray(volume.affine, float)[:3, :3], axis=0)).max())
