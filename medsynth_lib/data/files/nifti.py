@@ -173,7 +173,7 @@ def _kind(start: bytes, path: Path | str) -> type[nib.Nifti1Image]:
     if not start:
         raise DataError(f"{path}: the file is empty, so it is not NIfTI; copy or download it again.")
     if start[:2] == GZIP:
-        raise DataError(f"{path}: is packed by gzip twice; unpack it once.")
+        raise DataError(f"{path}: is packed by gzip twice, so it is not NIfTI yet; unpack it once.")
     if start.lstrip()[:1] == b"<":
         raise DataError(f"{path}: is a web page or XML, not NIfTI (it begins with {start[:16]!r}); download it again.")
     raise DataError(f"{path}: is not NIfTI in one file{_other_format(path, start)}; convert it to .nii.gz.")
