@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from medsynth_lib.data.preparation.dicom import same_locale
 from medsynth_lib.data.simulation.physics import Sequence
 from medsynth_lib.data.simulation.scanner import SITES, ideal_image, scan
 from medsynth_lib.data.simulation.subject import make_subject
@@ -381,6 +382,7 @@ def lidc(folder: Path) -> None:
     write_table(folder / "metadata.csv", [*names.split(",")[:-1], "Download Timestamp"], [row])
 
 
+@same_locale()
 def dicom(folder: Path, hu: np.ndarray, affine: np.ndarray, person: str, study: str, modality: str) -> None:
     """Write a volume as one DICOM file a slice, slices in random file order.
 

@@ -132,7 +132,11 @@ def test_make_passes_what_was_typed(tmp_path, odd, by):
         (tmp_path / name).chmod(0o755)
     given = {"OUT": odd, "DATA_DIR": odd, "ONLY": "01"}
     words = [f"{name}={value}" for name, value in given.items()] if by == "word" else []
-    known = {k: v for k, v in os.environ.items() if k not in ("PROFILE", "JOBS", "REFERENCE", "MAKEFLAGS")}
+    known = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PROFILE", "JOBS", "REFERENCE") and "MAKE" not in k and k != "MFLAGS"
+    }
     environment = known | (given if by == "environment" else {})
     done = subprocess.run(["make", "run", *words], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert done.stdout == f"[run][--profile=quick][--only=01][--jobs=1][--out={odd}][--data-dir={odd}][{odd}]", (

@@ -244,7 +244,8 @@ def test_nothing_loads_a_pickle_or_runs_text():
                 assert not modules & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, f"{name}:{node.lineno}"
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in FORBIDDEN, f"{name}:{node.lineno}: {called}"
+                safe = called == "torch.load" and "weights_only=True" in ast.unparse(node)  # tensors alone
+                assert safe or called not in FORBIDDEN, f"{name}:{node.lineno}: {called}"
                 assert "allow_pickle=True" not in ast.unparse(node), f"{name}:{node.lineno}"
 
 

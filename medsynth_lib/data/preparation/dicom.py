@@ -5,9 +5,11 @@ SliceLocation and SliceThickness are not believed. One folder must hold one seri
 Enhanced (multi-frame) files are read frame by frame, by the same rules.
 """
 
+import locale
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -492,6 +494,20 @@ def stored(path: Path, header: Any) -> np.ndarray:
         ) from error
 
 
+@contextmanager
+def same_locale() -> Iterator[None]:
+    """Give the process its locale back after this block.
+
+    ITK's DICOM sets it to C. From then on Python would read every text file as ASCII.
+    """
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@same_locale()
 def decoded(path: Path, header: Any) -> np.ndarray:
     """Undo JPEG compression of one slice, through ITK, which also rescales: that is undone."""
     if header.get("PhotometricInterpretation") != "MONOCHROME2" or int(header.get("NumberOfFrames") or 1) > 1:

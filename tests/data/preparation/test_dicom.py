@@ -1,5 +1,6 @@
 """DICOM folders as they come: right volumes in HU, or one error that names the choice."""
 
+import locale
 import shutil
 import sys
 
@@ -12,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
 
 from data_download import lookalike
-from medsynth_lib.data.preparation.dicom import read_series
+from medsynth_lib.data.preparation.dicom import read_series, same_locale
 from medsynth_lib.data.simulation.thorax import make_thorax
 from medsynth_lib.evaluation.ct import measure
 from medsynth_lib.files import SAID, DataError
@@ -134,6 +135,7 @@ def encoded(syntax):
     return change
 
 
+@same_locale()
 def jpeg2000(folder):
     """Compressed by ITK, without loss."""
     writer = sitk.ImageFileWriter()
@@ -418,7 +420,7 @@ BAD = dict(
     cut_file=(cut, "damaged DICOM"),
     no_modality=(without("Modality", lambda k: k == 35), "damaged DICOM header, or no image .Modality ''"),
     odd_modality=(lambda f: edit(f, put("Modality", "KT"), lambda k: k == 0), "Modality 'KT'"),
-    header_cut=(lambda f: one(f, 35).write_bytes(one(f, 35).read_bytes()[:600]), "without a usable Image(Orientation|Position)Patient"),
+    header_cut=(lambda f: one(f, 35).write_bytes(one(f, 35).read_bytes()[:600]), "usable Image(Orientation|Position)Patient"),
     odd_bytes=(lambda f: one(f).write_bytes(one(f).read_bytes().replace(b"(\x00\x02\x00\x02", b"(\x00\x02\x00\x03")),
                "DICOM"),
     empty_file=(lambda f: one(f).write_bytes(b""), r"1 file\(s\) such as .*dcm are no readable DICOM"),
@@ -451,3 +453,11 @@ def test_without_pydicom_an_error_says_what_to_install(series, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(DataError, match="pip install pydicom"):
         read_series(series)
+
+
+def test_reading_leaves_the_locale_as_it_is(series):
+    """ITK sets it to C; then Python would take text files for ASCII."""
+    before = locale.setlocale(locale.LC_ALL), locale.getencoding()
+    jpeg2000(series)
+    read_series(series)
+    assert (locale.setlocale(locale.LC_ALL), locale.getencoding()) == before

@@ -152,9 +152,9 @@ def damaged(given, tmp_path):
         (lambda v, a: (v - 1000.0, a), "strip the skull and undo any z-score"),
         (
             lambda v, a: (np.pad(v, 40, constant_values=0).repeat(2, 0).repeat(2, 1).repeat(2, 2), a),
-            "use a model with a larger size",
+            "cuts off 52 % of the brain.*larger size",
         ),
-        (lambda v, a: ((v > 0).astype(float), a), "without contrast"),
+        (lambda v, a: ((v > 0).astype(float), a), "mask or a label map"),
     ],
     ids=["spacing", "normalisation", "size", "constant"],
 )
