@@ -30,6 +30,8 @@ from medsynth_lib.data.files.published import FEWEST, ROLES, refusal
 from medsynth_lib.data.files.selection import fewest_subjects, needs
 from medsynth_lib.files import DataError
 
+pytestmark = pytest.mark.slow  # by their number
+
 
 def tarball(files):
     buffer = io.BytesIO()

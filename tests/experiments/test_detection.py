@@ -9,6 +9,8 @@ from medsynth_lib.evaluation.generation import nearest_neighbours
 from medsynth_lib.experiments import detection
 from medsynth_lib.settings import Lesson09Settings
 
+pytestmark = pytest.mark.slow  # by their number
+
 
 def moments(study, v):
     """Two moments in the place of an extractor's features and of structures."""

@@ -10,6 +10,8 @@ from torch import nn
 from medsynth_lib.experiments import rivals
 from medsynth_lib.settings import BaselineSettings, HAGANSettings, Lesson09Settings, load_settings
 
+pytestmark = pytest.mark.slow  # by their number
+
 
 def small():
     return dataclasses.replace(load_settings("09", "quick"), samples=12, permutations=39)

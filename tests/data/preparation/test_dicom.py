@@ -18,6 +18,8 @@ from medsynth_lib.data.simulation.thorax import make_thorax
 from medsynth_lib.evaluation.ct import measure
 from medsynth_lib.files import SAID, DataError
 
+pytestmark = pytest.mark.slow  # by their number
+
 PIXEL = (0.7, 0.9)  # mm, of chests in small: between columns, and between rows
 STEP = 0.625  # mm; a tenth of a millimetre is rounding
 

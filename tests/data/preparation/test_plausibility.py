@@ -19,6 +19,8 @@ from medsynth_lib.data.simulation.dataset import simulated_dataset
 from medsynth_lib.data.simulation.thorax import make_thorax
 from medsynth_lib.files import SAID, DataError
 
+pytestmark = pytest.mark.slow  # by their number
+
 CONTRASTS = ("t1", "t1ce", "t2", "flair")
 NOISE = np.random.default_rng(0)
 
