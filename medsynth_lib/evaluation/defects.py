@@ -1,14 +1,12 @@
 """Planted defects of known size: what a score of sets must notice before it is believed (HA-GAN paper, Table II).
 
 A defect takes volumes (n, 1, N, N, N) in [-1, 1] and a size, and returns volumes of the same shape. At size 0 nothing
-changes. `detection_curve` scores a defect at growing sizes.
+changes. `experiments.detection` finds the size from which on a score notices one.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -92,27 +90,3 @@ def _shrunk(volume: torch.Tensor, inside: torch.Tensor, share: float) -> torch.T
     source = centre + offset * (1 + ((1 - share) ** (-1 / 3) - 1) * fade)
     grid = (2 * source / (n - 1) - 1).flip(-1)[None].to(volume)
     return F.grid_sample(volume, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def detection_curve(
-    defect: Callable[[torch.Tensor, float], torch.Tensor],
-    sizes: Sequence[float],
-    distance: Callable[[np.ndarray, np.ndarray], float],
-    extract: Callable[[torch.Tensor], np.ndarray],
-    real: torch.Tensor,
-    other: torch.Tensor,
-) -> pd.DataFrame:
-    """Score a defect of growing size.
-
-    Args:
-        defect: function of volumes and a size; bind further arguments with `functools.partial`.
-        sizes: of the defect, from 0.
-        distance: function of two arrays of features.
-        extract: volumes (n, 1, N, N, N) to features (n, d).
-        real, other: two disjoint sets of real volumes; the defect is planted in the second.
-
-    Returns: a table with the columns size and score; the score at size 0 is the floor.
-    """
-    features = extract(real)
-    score = partial(distance, features)
-    return pd.DataFrame([dict(size=size, score=score(extract(defect(other, size)))) for size in sizes])

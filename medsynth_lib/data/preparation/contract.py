@@ -187,11 +187,6 @@ def require_grid(volume: MetaTensor, spacing: Sequence[float]) -> None:
         )
 
 
-def geometry(contract: Contract, keys: Iterable[str]) -> Geometry:
-    """Return the chain of `Geometry` for the images `keys` of a case."""
-    return Geometry(contract, keys)
-
-
 def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, torch.Tensor]:
     """Turn a case from `read_case` into network inputs, as the contract says.
 
@@ -216,7 +211,7 @@ def prepare(case: Mapping[str, MetaTensor], contract: Contract) -> dict[str, tor
             require_stripped(case[key])
     if "seg" in case:
         require_labels(case["seg"])
-    moved = geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
+    moved = Geometry(contract, [key for key in (*contract.modalities, "seg") if key in case])(case)
     mask = torch.cat([moved[key].as_tensor() for key in contract.inputs]).ne(0).all(0, keepdim=True)
     if not mask.any():
         raise DataError(
@@ -246,7 +241,7 @@ def cut_off(case: Mapping[str, MetaTensor], contract: Contract) -> str | None:
     Raises:
         DataError: for a brain that does not fit.
     """
-    chain = geometry(contract, [contract.anchor])
+    chain = Geometry(contract, [contract.anchor])
     moved = chain.on_grid({contract.anchor: case[contract.anchor]})[contract.anchor]
     window = fitting_window(moved, contract.size)
     brain = moved.as_tensor()[0] != 0
@@ -387,7 +382,7 @@ def restore(volume: torch.Tensor, case: Mapping[str, MetaTensor], contract: Cont
         DataError: where the volume is not of the contract's size.
     """
     reference, key = case[contract.anchor], contract.anchor if volume.is_floating_point() else "seg"
-    chain = geometry(contract, dict.fromkeys([contract.anchor, key]))
+    chain = Geometry(contract, dict.fromkeys([contract.anchor, key]))
     # Run forward once, so that MONAI records what to undo; no label is asked for.
     moved = chain({"seg": torch.zeros_like(reference), contract.anchor: reference})
     expected = tuple(moved[key].shape)

@@ -96,8 +96,9 @@ def examine(scan: Scan, case: Mapping[str, MetaTensor]) -> None:
     if scan.simulated:
         return
     for modality, volume in case.items():
-        require_plausible(volume, modality)
         for found in findings(volume, modality):
+            if found.fatal:  # the worst comes first
+                raise DataError(f"{volume_name(volume)}: {found.text}; {found.remedy}")
             say_once(
                 f"{found.kind} {modality}",
                 f"Look at {volume_name(volume)}: {found.text}; {found.remedy} Others may be like it: verify the folder.",

@@ -9,7 +9,7 @@ import torch
 
 from medsynth_lib.data.files.manifest import Manifest
 from medsynth_lib.data.files.nifti import read_case
-from medsynth_lib.data.preparation.contract import Contract, geometry
+from medsynth_lib.data.preparation.contract import Contract, Geometry
 from medsynth_lib.data.preparation.pairs import PairedVolumes
 from medsynth_lib.data.simulation.scanner import SITES, Site
 from medsynth_lib.experiments.lesson_data import volumes
@@ -108,7 +108,7 @@ class Direction:
         """
         # The anchor says where the crop lies, as in `prepare`.
         keys = dict.fromkeys([self.contract.anchor, *modalities])
-        chain = geometry(self.contract, keys)
+        chain = Geometry(self.contract, keys)
         scans = self.manifest.select(site=site, split=split).head(limit).scans()
         cases = (chain(read_case(scan, keys, labels=False)) for scan in scans)
         return [np.stack([case[m].as_tensor()[0].numpy() for m in modalities]) for case in cases]

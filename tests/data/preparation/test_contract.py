@@ -17,7 +17,7 @@ from medsynth_lib.data.preparation import crop
 from medsynth_lib.data.preparation.contract import (
     NYUL_PERCENTILES,
     Contract,
-    geometry,
+    Geometry,
     normalise,
     nyul_landmarks,
     prepare,
@@ -181,7 +181,7 @@ def test_restore_undoes_resampling(tilt):
     ramp = torch.from_numpy(10 + i + 2.0 * j + 1.5 * k).float()[None]  # linear in mm: interpolation is exact inside
     case = {key: MetaTensor(ramp, affine=torch.from_numpy(affine)) for key in ("flair", "t2", "t1")}
     contract = Contract(size=(26, 26, 26), normalisation="minmax")  # padded, so the minimum is 0
-    y = normalise(geometry(contract, ["t1"])(case)["t1"], "minmax")
+    y = normalise(Geometry(contract, ["t1"])(case)["t1"], "minmax")
     slopes = [y[0, 6:20, 6:20, 6:20].diff(dim=axis) * ramp.max() for axis in range(3)]
     for slope, sign in zip(slopes, (-1, -1, 1), strict=True):  # 1 a mm along each axis, so 1 a voxel at 1 mm
         torch.testing.assert_close(slope, torch.full_like(slope, sign), rtol=0.02, atol=0)
