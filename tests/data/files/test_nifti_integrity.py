@@ -8,6 +8,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from test_nifti import refused
 
 from medsynth_lib.data.files.nifti import read_header, read_volume
 from medsynth_lib.files import DataError
@@ -19,16 +20,6 @@ VALUES = np.random.default_rng(0).integers(1, 900, (3, 4, 5)).astype(np.int16)
 def scan(tmp_path):
     nib.save(nib.Nifti1Image(VALUES, np.diag([2.0, 3, 4, 1])), tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz"
-
-
-def refused(call, *words):
-    """The call raises DataError, whose one line holds all words."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message and message.endswith(".")
-    for word in words:
-        assert str(word) in message, f"{word!r} is not in {message!r}"
 
 
 def outcome(path):

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scipy.spatial.transform import Rotation
+from test_contract import affine_of
 
 from medsynth_lib.data.preparation.contract import Contract, prepare, restore
 from medsynth_lib.data.preparation.crop import brain_window, middle_window
@@ -28,15 +27,6 @@ def case_of(shape, low, extent, affine=None, spacing=1.0):
     for key, volume in made.items():
         volume.meta["filename_or_obj"] = f"{key}.nii"
     return made | {"seg": MetaTensor(labels, affine=torch.from_numpy(affine), meta={"filename_or_obj": "seg.nii"})}
-
-
-def affine_of(codes, spacing=(1, 1, 1), tilt=(0, 0, 0)):
-    affine = np.eye(4)
-    for axis, (to, sign) in enumerate(nib.orientations.axcodes2ornt(codes)):
-        affine[:3, axis] = np.eye(3)[int(to)] * sign * spacing[axis]
-    affine[:3, :3] = Rotation.from_euler("xyz", tilt, degrees=True).as_matrix() @ affine[:3, :3]
-    affine[:3, 3] = 3.25, -20.5, 7
-    return affine
 
 
 @pytest.mark.parametrize("shape", [(40, 41, 45), (16, 33, 60), (9, 40, 12)])
